@@ -1,0 +1,25 @@
+"""`python -m bench` lists the benchmarks; `python -m bench NAME [options]` runs one."""
+
+import importlib
+import sys
+
+BENCHMARKS = {
+    "overhead": "microseconds an op on 8x8 arrays, beside PyTorch, autograd and bare NumPy",
+}
+
+
+def main() -> int:
+    name, *rest = sys.argv[1:] or [""]
+    if name in BENCHMARKS:
+        return importlib.import_module(f"bench.{name}").main(rest)
+    print("usage: python -m bench NAME [options]    (NAME --help lists the options)\n")
+    for known, what in BENCHMARKS.items():
+        print(f"  {known:10} {what}")
+    if name in ("", "-h", "--help"):
+        return 0
+    print(f"\nthere is no benchmark {name!r}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Programs that do real work with tinytape: `python -m models.char_lm`."""

@@ -1,0 +1,323 @@
+"""The recurrent cells' equations, each written once, and the cells as modules.
+
+An equation binds a direction's weights and returns two functions: `prepare(x)`, which does not depend on the state
+and can be done for all time steps at once, and ``step(prepared, state) -> state``, plain Tensor code. The cells here
+and the layers in `recurrent` are nothing but these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ..engine.errors import InputError, ShapeError
+from ..engine.tensor import Tensor
+from ..ops.creation import zeros
+from ..ops.elementwise import relu, sigmoid, tanh
+from ..ops.shape import split
+from ..random import Generator, default_generator
+from . import functional as F
+from .checks import check_choice, check_dtype, check_features, check_sizes
+from .module import Module, Parameter
+
+__all__ = ["GRUCell", "LSTMCell", "RNNCell"]
+
+State: TypeAlias = tuple[Tensor, ...]
+"""(h,) or (h, c); the first entry is what a layer puts out."""
+Prepare: TypeAlias = Callable[[Any], Tensor]
+Step: TypeAlias = Callable[[Any, State], State]
+
+
+class Weights(NamedTuple):
+    """The weights of one layer in one direction; None for what it does without."""
+
+    ih: Parameter
+    hh: Parameter
+    b_ih: Parameter | None
+    b_hh: Parameter | None
+    hr: Parameter | None
+
+
+class Kind(NamedTuple):
+    """A kind of cell: its equation, how many gates' rows a weight has, and the names of its states."""
+
+    equation: Callable[[Weights], tuple[Prepare, Step]]
+    gates: int
+    states: tuple[str, ...]
+
+
+# ---- the equations --------------------------------------------------------------------------------------------------
+
+
+def _rnn(w: Weights, activation: Callable[[Any], Tensor]) -> tuple[Prepare, Step]:
+    """Elman 1990: h' = activation(W x + U h + b)."""
+    u = w.hh.T
+
+    def step(x: Any, state: State) -> State:
+        (h,) = state
+        return (activation(x + h @ u),)
+
+    return _affine(w), step
+
+
+def _lstm(w: Weights) -> tuple[Prepare, Step]:
+    """Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000: c' = f c + i g, h' = o tanh(c').
+
+    i, f, o are sigmoid(W x + U h + b) and g is tanh of the same, each with its own quarter of the rows. With a
+    projection R (Sak et al. 2014), h' = R (o tanh(c')).
+    """
+    u, r = w.hh.T, None if w.hr is None else w.hr.T
+
+    def step(x: Any, state: State) -> State:
+        h, c = state
+        i, f, g, o = split(x + h @ u, 4, axis=-1)
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        h = sigmoid(o) * tanh(c)
+        return h if r is None else h @ r, c
+
+    return _affine(w), step
+
+
+def _gru(w: Weights) -> tuple[Prepare, Step]:
+    """The form of cuDNN and PyTorch, the reset gate after the product: n = tanh(W x + b + r (U h + b')).
+
+    r, z = sigmoid(W x + U h + b + b') and h' = (1 - z) n + z h.
+    """
+    u, two = w.hh.T, [2 * w.hh.shape[1]]
+
+    def step(x: Any, state: State) -> State:
+        (h,) = state
+        a = h @ u if w.b_hh is None else h @ u + w.b_hh
+        (x_rz, x_n), (a_rz, a_n) = split(x, two, axis=-1), split(a, two, axis=-1)
+        r, z = split(sigmoid(x_rz + a_rz), 2, axis=-1)
+        n = tanh(x_n + r * a_n)
+        return (n + z * (h - n),)
+
+    return _affine(w._replace(b_hh=None)), step
+
+
+def _gru_reset_before(w: Weights) -> tuple[Prepare, Step]:
+    """Cho et al. 2014, the reset gate before the product: n = tanh(W x + U (r h) + b)."""
+    two = [2 * w.hh.shape[1]]
+    u_rz, u_n = split(w.hh.T, two, axis=-1)
+
+    def step(x: Any, state: State) -> State:
+        (h,) = state
+        x_rz, x_n = split(x, two, axis=-1)
+        r, z = split(sigmoid(x_rz + h @ u_rz), 2, axis=-1)
+        n = tanh(x_n + (r * h) @ u_n)
+        return (n + z * (h - n),)
+
+    return _affine(w), step
+
+
+def _affine(w: Weights) -> Prepare:
+    """The part that does not depend on the state: x -> W x + b_ih + b_hh."""
+    bias = w.b_ih if w.b_ih is None or w.b_hh is None else w.b_ih + w.b_hh
+    return lambda x: F.linear(x, w.ih, bias)
+
+
+def rnn_kind(what: str, nonlinearity: str) -> Kind:
+    check_choice(what, "nonlinearity", nonlinearity, ("tanh", "relu"))
+    activation = tanh if nonlinearity == "tanh" else relu
+    return Kind(partial(_rnn, activation=activation), 1, ("h",))
+
+
+def gru_kind(reset_after: bool) -> Kind:
+    return Kind(_gru if reset_after else _gru_reset_before, 3, ("h",))
+
+
+LSTM_KIND = Kind(_lstm, 4, ("h", "c"))
+
+
+# ---- parameters and states ------------------------------------------------------------------------------------------
+
+
+def allocate(
+    module: Module,
+    suffix: str,
+    gates: int,
+    input_size: int,
+    hidden_size: int,
+    bias: bool,
+    proj_size: int,
+    generator: Generator | None,
+    dtype: npt.DTypeLike | None,
+) -> None:
+    """Give `module` the weights of one direction, all drawn from U(-1/√hidden_size, 1/√hidden_size)."""
+    rows, bound = gates * hidden_size, 1 / math.sqrt(hidden_size)
+    shapes: dict[str, tuple[int, ...] | None] = {
+        "weight_ih": (rows, input_size),
+        "weight_hh": (rows, proj_size or hidden_size),
+        "bias_ih": (rows,) if bias else None,
+        "bias_hh": (rows,) if bias else None,
+        "weight_hr": (proj_size, hidden_size) if proj_size else None,
+    }
+    draw = (generator or default_generator).uniform
+    for name, shape in shapes.items():
+        setattr(module, name + suffix, None if shape is None else Parameter(draw(shape, -bound, bound, dtype)))
+
+
+def weights_of(module: Module, suffix: str) -> Weights:
+    """What `allocate` made."""
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+    return Weights(*(getattr(module, name + suffix) for name in names))
+
+
+def read_state(
+    what: str, names: tuple[str, ...], state: Any, shapes: list[tuple[int, ...]], axes: str, dtype: np.dtype[Any]
+) -> State:
+    """A user's state as a tuple of Tensors of `shapes`; None stands for zeros.
+
+    Raises
+    ------
+    InputError, ShapeError, DTypeError
+        If a part is missing, or of another shape or dtype.
+    """
+    if state is None:
+        return tuple(zeros(shape, dtype=dtype) for shape in shapes)
+    parts: Any = state if len(names) > 1 else (state,)
+    if len(names) > 1 and not (isinstance(state, tuple | list) and len(parts) == len(names)):
+        found = f"{len(parts)} parts" if isinstance(state, tuple | list) else f"a {type(state).__name__}"
+        raise InputError(
+            f"{what}: the state is {found}; it has {len(names)}, ({', '.join(names)}).",
+            "carry all of it from call to call, and detach each part.",
+        )
+    for name, part, shape in zip(names, parts, shapes, strict=True):
+        check_dtype(what, name, part, dtype)
+        if part.shape != shape:
+            advice = f"pass a state of shape {shape}, or None for zeros."
+            if len(shape) > 1 and (*part.shape[:-2], shape[-2], *part.shape[-1:]) == shape:  # the rows alone differ
+                advice = (
+                    f"the state is of {part.shape[-2]} rows and x of {shape[-2]}: drop a short last batch, or carry "
+                    "the rows that go on."
+                )
+            raise ShapeError(f"{what}: {name} has shape {part.shape}, expected {axes} = {shape}.", advice)
+    return tuple(part if isinstance(part, Tensor) else Tensor(part) for part in parts)
+
+
+# ---- the cells ------------------------------------------------------------------------------------------------------
+
+
+class _Cell(Module):
+    """One time step."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        input_size: int,
+        hidden_size: int,
+        bias: bool,
+        generator: Generator | None,
+        dtype: npt.DTypeLike | None,
+    ) -> None:
+        check_sizes(type(self).__name__, 1, input_size=input_size, hidden_size=hidden_size)
+        self._kind = kind
+        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
+        allocate(self, "", kind.gates, input_size, hidden_size, bias, 0, generator, dtype)
+
+    def initial_state(self, *batch: int) -> Any:
+        """Zeros: a state for `batch` rows."""
+        return self._outside(read_state("", self._kind.states, None, self._shapes(batch), "", self._dtype))
+
+    def forward(self, x: Any, state: Any = None) -> Any:
+        what = type(self).__name__
+        check_features(what, x, self.input_size, "input_size", self._dtype)
+        if x.ndim > 2:
+            raise ShapeError(f"{what}: x has shape {x.shape}.", "a cell takes one time step, (batch, input_size).")
+        axes = "(batch, hidden_size)" if x.ndim == 2 else "(hidden_size,)"
+        carried = read_state(what, self._kind.states, state, self._shapes(x.shape[:-1]), axes, self._dtype)
+        prepare, step = self._kind.equation(weights_of(self, ""))
+        return self._outside(step(prepare(x), carried))
+
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        return weights_of(self, "").ih.dtype
+
+    def _shapes(self, batch: tuple[int, ...]) -> list[tuple[int, ...]]:
+        return [(*batch, self.hidden_size)] * len(self._kind.states)
+
+    def _outside(self, state: State) -> Any:
+        return state[0] if len(state) == 1 else state
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}{'' if self.bias else ', bias=False'}"
+
+
+class RNNCell(_Cell):
+    """``h' = tanh(W_ih x + b_ih + W_hh h + b_hh)``.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+    bias : bool
+        Default True.
+    nonlinearity : {"tanh", "relu"}
+    generator : Generator, optional
+        What the weights are drawn with, from U(-1/√hidden_size, 1/√hidden_size).
+    dtype : dtype, optional
+
+    Notes
+    -----
+    ``cell(x, h=None) -> h`` with x (batch, input_size) or (input_size,), h (batch, hidden_size) or (hidden_size,);
+    None is a state of zeros. Parameters: weight_ih (hidden_size, input_size), weight_hh (hidden_size, hidden_size),
+    bias_ih and bias_hh (hidden_size,). Shapes and dtypes that do not fit raise a ShapeError or DTypeError.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        *,
+        generator: Generator | None = None,
+        dtype: npt.DTypeLike | None = None,
+    ) -> None:
+        super().__init__(rnn_kind("RNNCell", nonlinearity), input_size, hidden_size, bias, generator, dtype)
+
+
+class GRUCell(_Cell):
+    """``h' = (1 - z) n + z h`` (Cho et al. 2014); parameters and use as for `RNNCell`, weights stacked as r, z, n.
+
+    Parameters
+    ----------
+    reset_after : bool
+        True, the default and PyTorch's form: ``n = tanh(W x + b_ih + r (U h + b_hh))``. False, the paper's:
+        ``n = tanh(W x + b_ih + U (r h) + b_hh)``.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        reset_after: bool = True,
+        generator: Generator | None = None,
+        dtype: npt.DTypeLike | None = None,
+    ) -> None:
+        super().__init__(gru_kind(reset_after), input_size, hidden_size, bias, generator, dtype)
+
+
+class LSTMCell(_Cell):
+    """``c' = f c + i g, h' = o tanh(c')`` (Hochreiter & Schmidhuber 1997, Gers et al. 2000).
+
+    Parameters as for `RNNCell`, weights stacked as i, f, g, o; ``cell(x, (h, c)) -> (h, c)``.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        generator: Generator | None = None,
+        dtype: npt.DTypeLike | None = None,
+    ) -> None:
+        super().__init__(LSTM_KIND, input_size, hidden_size, bias, generator, dtype)

@@ -1,0 +1,1 @@
+"""Every op beside its derivative."""

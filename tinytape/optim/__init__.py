@@ -1,0 +1,22 @@
+"""Optimisers with PyTorch's signatures and numerics, clipping that cannot be misplaced, and schedules."""
+
+from . import schedule
+from .adam import Adam, AdamW
+from .clip import clip_grad_norm_, clip_grad_value_
+from .optimizer import Optimizer
+from .rmsprop import Adagrad, RMSprop
+from .schedule import Scheduler
+from .sgd import SGD
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Optimizer",
+    "RMSprop",
+    "Scheduler",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "schedule",
+]

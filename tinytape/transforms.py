@@ -1,0 +1,613 @@
+"""Functions of functions: `grad`, `value_and_grad`, `vjp`, `jvp`, Jacobians, Hessians, `hvp` and `checkpoint`.
+
+They take functions of arrays, of Tensors, and of nested dicts, lists and tuples of them. What was given as arrays
+comes back as arrays, what was given as Tensors comes back as Tensors that are themselves differentiable. They nest.
+
+Reverse mode records the function and walks the tape backwards. Forward mode records it, keeping every call, and
+goes along the tape forwards: each op's tangent comes from the same declaration as its gradient (see `Op.kind`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import numpy as np
+
+from .engine.errors import DTypeError, InputError, ShapeError, TapeError
+from .engine.op import Op, Operand, op
+from .engine.recording import Record, Tape
+from .engine.tape import Leaf, Node, Part, enable_grad, here, no_grad, reachable, take_number, walk
+from .engine.tensor import Tensor
+from .engine.tree import flatten, map_leaves, unflatten
+
+__all__ = ["checkpoint", "grad", "hessian", "hvp", "jacfwd", "jacrev", "jvp", "value_and_grad", "vjp"]
+
+Function = Callable[..., Any]
+
+
+@op(kind="linear")
+def boundary(x: Operand) -> Any:
+    """The same values; marks where an inner function begins, so that it is differentiated up to here."""
+    return x
+
+
+@boundary.vjp
+def _(g: Any) -> Any:
+    return g
+
+
+# ---- reverse mode -------------------------------------------------------------------------------------------------
+
+
+def vjp(f: Function, *primals: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+    """The value of ``f(*primals)`` and its pullback.
+
+    Parameters
+    ----------
+    f : callable
+        Returns an array, a Tensor, or a nest of them.
+    *primals : array, Tensor or nest of them
+
+    Returns
+    -------
+    value
+        ``f(*primals)``.
+    pullback : callable
+        Takes dL/dvalue, of value's structure, and returns a tuple with dL/dprimal for each primal; zeros where f
+        does not depend on one. May be called any number of times.
+    """
+    inner = _enter(primals, "vjp")
+    start = take_number()
+    with _inside():
+        value = f(*inner)
+    outputs = flatten(value)
+    sources = [x.node for x in flatten(inner)]
+    differentiable = _is_inner(primals, outputs, start)
+
+    def pullback(gradient: Any) -> tuple[Any, ...]:
+        seeds: dict[Node, Any] = {}
+        given = flatten(gradient)
+        if len(given) != len(outputs):
+            raise ShapeError(
+                f"pullback: {len(given)} gradients for {len(outputs)} results.", "pass one for each, in its structure."
+            )
+        for i, (out, g) in enumerate(zip(outputs, given, strict=True)):
+            if np.shape(g) != np.shape(out):
+                raise ShapeError(
+                    f"pullback: gradient {i} has shape {np.shape(g)}, the result has {np.shape(out)}.",
+                    "a gradient has its result's own shape.",
+                )
+            if isinstance(out, Tensor) and out.node is not None:
+                seed = _lift(g, out.dtype) if differentiable else _bare(g, out.dtype)
+                seeds[out.node] = seeds[out.node] + seed if out.node in seeds else seed
+        with enable_grad() if differentiable else no_grad():
+            found = walk(seeds, set(sources), free=False, differentiable=differentiable)
+        filled = [found.get(node, np.zeros(x.shape, x.dtype)) for node, x in zip(sources, flatten(inner), strict=True)]
+        return unflatten(primals, [_leave(g, x) for g, x in zip(filled, flatten(primals), strict=True)])
+
+    return _leave_all(value, primals, differentiable), pullback
+
+
+def value_and_grad(f: Function, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Function:
+    """A function that returns ``(value, gradient)`` of the scalar function `f`.
+
+    Parameters
+    ----------
+    f : callable
+        Returns a scalar; with `has_aux`, a pair of a scalar and anything else.
+    argnums : int or sequence of int
+        Which positional arguments to differentiate. A sequence gives a tuple of gradients.
+    has_aux : bool
+        Whether f returns ``(value, aux)``. The result is then ``((value, aux), gradient)``.
+
+    Raises
+    ------
+    ShapeError
+        If f does not return a scalar.
+    InputError
+        If `argnums` names an argument that is not given.
+    DTypeError
+        If such an argument is not of floats.
+    """
+
+    @wraps(f)
+    def differentiated(*args: Any, **options: Any) -> Any:
+        positions = _positions(args, argnums, "grad")
+        aux: list[Any] = []
+
+        def scalar(*chosen: Any) -> Any:
+            returned: Any = f(*_replace(args, positions, chosen), **options)
+            if has_aux:
+                try:
+                    returned, extra = returned
+                except (TypeError, ValueError):
+                    raise InputError(
+                        "grad: has_aux=True, but f did not return a pair.", "return (value, aux)."
+                    ) from None
+                aux.append(extra)
+            if np.shape(returned) != ():
+                raise ShapeError(
+                    f"grad: f returned shape {np.shape(returned)}, not a scalar.",
+                    "reduce it with sum() or mean(), or use vjp or jacrev.",
+                )
+            return returned
+
+        chosen = [args[i] for i in positions]
+        value, pullback = vjp(scalar, *chosen)
+        one = np.ones((), getattr(value, "dtype", None))
+        gradients = pullback(one)
+        gradient = gradients[0] if isinstance(argnums, int) else gradients
+        return ((value, _leave_all(aux[0], chosen, False)), gradient) if has_aux else (value, gradient)
+
+    return differentiated
+
+
+def grad(f: Function, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Function:
+    """A function that returns the gradient of the scalar function `f`; ``(gradient, aux)`` with `has_aux`.
+
+    Parameters and errors as for `value_and_grad`.
+    """
+    with_value = value_and_grad(f, argnums, has_aux)
+
+    @wraps(f)
+    def differentiated(*args: Any, **options: Any) -> Any:
+        value, gradient = with_value(*args, **options)
+        return (gradient, value[1]) if has_aux else gradient
+
+    return differentiated
+
+
+# ---- forward mode -------------------------------------------------------------------------------------------------
+
+
+def jvp(f: Function, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+    """The value of ``f(*primals)`` and its derivative along `tangents`, by going forwards along the tape.
+
+    Parameters
+    ----------
+    f : callable
+    primals, tangents : sequence
+        Arguments, and directions of the same structure and shapes.
+
+    Returns
+    -------
+    value, tangent
+        Of the same structure.
+    """
+    value, push = linearize(f, *primals)
+    return value, push(*tangents)
+
+
+def linearize(f: Function, *primals: Any) -> tuple[Any, Callable[..., Any]]:
+    """The value of ``f(*primals)`` and the function ``push(*tangents)``, its derivative there as a linear map."""
+    inner = _enter(primals, "jvp")
+    start = take_number()
+    with _inside(), Tape(keep_calls=True) as tape:
+        value = f(*inner)
+    differentiable = _is_inner(primals, flatten(value), start)
+
+    def push(*tangents: Any) -> Any:
+        given = flatten(tangents)
+        tracked = flatten(inner)
+        if len(given) != len(tracked):
+            raise ShapeError(f"jvp: {len(given)} tangents for {len(tracked)} primals.", "pass one for each.")
+        known: dict[Node, Any] = {}
+        for i, (x, t) in enumerate(zip(tracked, given, strict=True)):
+            if np.shape(t) != x.shape:
+                raise ShapeError(
+                    f"jvp: tangent {i} has shape {np.shape(t)}, its primal has {x.shape}.",
+                    "a tangent has its primal's own shape.",
+                )
+            known[x.node] = _lift(t, x.dtype) if differentiable else _bare(t, x.dtype)
+        with enable_grad() if differentiable else no_grad():
+            push_forward(tape.records, known, differentiable)
+
+        def tangent_of(out: Any) -> Any:
+            node = out.node if isinstance(out, Tensor) else None
+            found = known.get(node) if node is not None else None
+            return np.zeros(np.shape(out), getattr(out, "dtype", None)) if found is None else found
+
+        return _leave_all(map_leaves(tangent_of, value), primals, differentiable)
+
+    return _leave_all(value, primals, differentiable), push
+
+
+def push_forward(records: list[Record], tangents: dict[Node, Any], differentiable: bool) -> None:
+    """Go along recorded calls and add the tangent of every result that depends on those in `tangents`."""
+    for record in records:
+        moving = [tangents.get(x.node) if isinstance(x, Tensor) and x.node is not None else None for x in record.args]
+        if all(t is None for t in moving):
+            continue
+        declared = record.node.op
+        assert declared is not None
+        outs: tuple[Tensor, ...] = record.out if declared.several else (record.out,)
+        if differentiable:
+            args, values = record.args, outs
+        else:
+            args = tuple(x.raw if isinstance(x, Tensor) else x for x in record.args)
+            values = tuple(x.raw for x in outs)
+        found = _tangent(declared, args, record.params, values, moving)
+        for out, tangent in zip(outs, found if declared.several else (found,), strict=True):
+            if out.node is not None:
+                tangents[out.node] = tangent
+
+
+def _tangent(
+    declared: Op, args: tuple[Any, ...], options: dict[str, Any], outs: tuple[Any, ...], moving: list[Any]
+) -> Any:
+    """The tangent of one op's result, from what its declaration says of it."""
+
+    def values_of(names: tuple[str, ...]) -> list[Any]:
+        known = {"out": outs[0], "wants": tuple(t is not None for t in moving), **options}
+        if declared.variadic:
+            known[declared.arguments[0]] = args
+            known[f"{declared.arguments[0]}_shape"] = tuple(np.shape(x) for x in args)
+        else:
+            known.update(zip(declared.arguments, args, strict=True))
+            known.update({f"{name}_shape": np.shape(x) for name, x in zip(declared.arguments, args, strict=True)})
+        return [known[name] for name in names]
+
+    def evaluate(arguments: Sequence[Any]) -> Any:
+        return declared.function(*arguments, **options)
+
+    if declared.tangent_rule is not None:
+        filled = [np.zeros_like(x) if t is None else t for x, t in zip(args, moving, strict=True)]
+        return declared.tangent_rule(*filled, *values_of(declared.tangent_needs))
+    if declared.kind == "elementwise":
+        needed = values_of(declared.needs)
+        terms: list[Any] = []
+        for i, tangent in enumerate(moving):
+            if tangent is not None:
+                if tangent.shape != outs[0].shape:
+                    tangent = np.broadcast_to(tangent, outs[0].shape)
+                term = declared.rule(tangent, *needed)
+                terms.append(term[i] if isinstance(term, tuple) else term)
+        return _sum(terms)
+    if declared.kind == "linear":
+        return evaluate([np.zeros_like(x) if t is None else t for x, t in zip(args, moving, strict=True)])
+    if declared.kind == "multilinear":
+        return _sum([evaluate([*args[:i], t, *args[i + 1 :]]) for i, t in enumerate(moving) if t is not None])
+    return _transposed(declared, values_of(declared.needs), outs, moving)
+
+
+def _transposed(declared: Op, needed: list[Any], outs: tuple[Any, ...], moving: list[Any]) -> Any:
+    """Forward mode of an op that declares only its vjp.
+
+    The vjp is linear in g, and its transpose is the jvp: with L(g) = sum of <vjp(g), tangent>, the tangent of the
+    result is dL/dg, wherever g is.
+    """
+    with enable_grad():
+        seeds = [Tensor(np.zeros(x.shape, x.dtype), requires_grad=x.dtype.kind == "f") for x in outs]
+        gradients: Any = declared.rule(tuple(seeds) if declared.several else seeds[0], *needed)
+        if gradients.__class__ is not tuple:
+            gradients = (gradients,)
+        outer = any(isinstance(x, Tensor) for x in (*needed, *moving, *outs))
+        starts: dict[Node, Any] = {}
+        for g, tangent in zip(gradients, moving, strict=True):
+            if isinstance(g, Tensor) and g.node is not None and tangent is not None:
+                along = np.sum(g * tangent)
+                one = np.ones((), along.dtype)
+                starts[along.node] = Tensor.of(one) if outer else one
+        wanted = {seed.node for seed in seeds if seed.node is not None}
+        found = walk(starts, wanted, free=False, differentiable=outer)
+    results = [found.get(s.node, np.zeros(s.shape, s.dtype)) if s.node is not None else None for s in seeds]
+    return results if declared.several else results[0]
+
+
+def _sum(terms: list[Any]) -> Any:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+# ---- Jacobians and Hessians ---------------------------------------------------------------------------------------
+
+
+def jacrev(f: Function, argnums: int | Sequence[int] = 0) -> Function:
+    """The Jacobian by reverse mode: one backward walk for every element of the result.
+
+    Parameters
+    ----------
+    f : callable
+        Takes and returns arrays or Tensors.
+    argnums : int or sequence of int
+        Which arguments to differentiate; a sequence gives a tuple of Jacobians.
+
+    Returns
+    -------
+    callable
+        Gives an array of shape ``value.shape + argument.shape``.
+    """
+
+    @wraps(f)
+    def jacobian(*args: Any, **options: Any) -> Any:
+        positions = _positions(args, argnums, "jacrev")
+        chosen = [args[i] for i in positions]
+        value, pullback = vjp(lambda *xs: f(*_replace(args, positions, xs), **options), *chosen)
+        _one_array(value, "jacrev")
+        rows = [pullback(basis) for basis in _basis(value)]
+        columns = [_assemble([row[k] for row in rows], np.shape(value), x, True) for k, x in enumerate(chosen)]
+        return columns[0] if isinstance(argnums, int) else tuple(columns)
+
+    return jacobian
+
+
+def jacfwd(f: Function, argnums: int | Sequence[int] = 0) -> Function:
+    """The Jacobian by forward mode: the function is recorded once and pushed forward for every element of the input.
+
+    Parameters and result as for `jacrev`.
+    """
+
+    @wraps(f)
+    def jacobian(*args: Any, **options: Any) -> Any:
+        positions = _positions(args, argnums, "jacfwd")
+        chosen = [args[i] for i in positions]
+        value, push = linearize(lambda *xs: f(*_replace(args, positions, xs), **options), *chosen)
+        _one_array(value, "jacfwd")
+        zeros = [np.zeros(np.shape(x), getattr(x, "dtype", None)) for x in chosen]
+        columns: list[Any] = []
+        for k, x in enumerate(chosen):
+            pushed = [push(*_replace(tuple(zeros), [k], [basis])) for basis in _basis(x)]
+            columns.append(_assemble(pushed, np.shape(value), x, False))
+        return columns[0] if isinstance(argnums, int) else tuple(columns)
+
+    return jacobian
+
+
+def hessian(f: Function, argnums: int = 0) -> Function:
+    """The matrix of second derivatives of a scalar function, of shape ``argument.shape * 2``: `jacrev` of `grad`."""
+    return jacrev(grad(f, argnums), argnums)
+
+
+def hvp(f: Function, primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
+    """The Hessian of the scalar function `f` times a vector, at the cost of a few gradients (Pearlmutter 1994).
+
+    Forward mode over reverse mode: the derivative of the gradient along `tangents`.
+
+    Parameters
+    ----------
+    f : callable
+    primals, tangents : sequence
+        Arguments, and directions of the same shapes.
+
+    Returns
+    -------
+    array, or tuple of arrays if there are several primals
+    """
+    argnums = 0 if len(primals) == 1 else tuple(range(len(primals)))
+    return jvp(grad(f, argnums), primals, tangents)[1]
+
+
+# ---- checkpoint ---------------------------------------------------------------------------------------------------
+
+
+def checkpoint(f: Function) -> Function:
+    """`f` that keeps none of its intermediate values: they are computed again during the backward walk.
+
+    Gradients reach the arguments and every tensor that f takes from outside (a module's parameters). Draws from
+    generators of `tinytape.random`, as in dropout, are repeated exactly. f must otherwise compute the same thing
+    twice (Griewank 1992; Chen et al. 2016).
+
+    Examples
+    --------
+    >>> y = tt.checkpoint(model)(x)  # keeps x alone; one more forward pass in backward()
+    """
+
+    @wraps(f)
+    def checkpointed(*args: Any, **options: Any) -> Any:
+        context = here.context
+        if not context.recording:
+            return f(*args, **options)
+        start = take_number()
+        was_drawn, was_tape = context.drawn, context.tape
+        drawn: dict[Any, Any] = {}
+        context.drawn, context.tape = drawn, None
+        try:
+            value = f(*args, **options)
+        finally:
+            context.drawn, context.tape = was_drawn, was_tape
+            if was_drawn is not None:
+                for generator, state in drawn.items():
+                    was_drawn.setdefault(generator, state)
+        outputs = [x for x in flatten(value) if isinstance(x, Tensor)]
+        heads = [x.node for x in outputs if x.node is not None and x.node.number > start]
+        if not heads:
+            return value
+        frontier = sorted(_frontier(heads, start), key=lambda node: node.number)
+        replay = _Replay(f, args, options, drawn, frontier)
+        tracked = [x.node is not None and x.node.number > start for x in outputs]
+        results = iter(replay.record([x.raw for x, t in zip(outputs, tracked, strict=True) if t]))
+        again = [
+            (next(results) if x.node is not None and x.node.number > start else x) if isinstance(x, Tensor) else x
+            for x in flatten(value)
+        ]
+        return unflatten(value, again)
+
+    return checkpointed
+
+
+class _Replay:
+    """One call of a checkpointed function, as an op whose rule runs the function again."""
+
+    def __init__(
+        self, f: Function, args: tuple[Any, ...], options: dict[str, Any], drawn: dict[Any, Any], frontier: list[Node]
+    ) -> None:
+        self.f, self.args, self.options, self.drawn, self.frontier = f, args, options, drawn, frontier
+        self.start = take_number()
+
+    def record(self, values: list[Any]) -> list[Tensor]:
+        """Results with the given values whose gradients go straight to the frontier."""
+        context = here.context
+        declared = Op(lambda *xs: xs, f"checkpoint({getattr(self.f, '__name__', type(self.f).__name__)})", "general",
+                      True, False)  # fmt: skip
+        declared.rule = self.rule
+        declared.differentiable_rule = lambda node, gradient: self.rule(gradient)  # type: ignore[method-assign]
+        shapes, dtypes = tuple(v.shape for v in values), tuple(v.dtype for v in values)
+        storages = tuple(node.storage for node in self.frontier if isinstance(node, Leaf))
+        number = take_number()
+        node = Node(number, declared, tuple(self.frontier), (), shapes, dtypes, storages or None, context.step)
+        results = [Tensor.of(v, Part(node, i)) for i, v in enumerate(values)]
+        if context.tape is not None:
+            context.tape.append(node, (), {}, tuple(results))
+        return results
+
+    def rule(self, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
+        differentiable = any(isinstance(g, Tensor) for g in gradients)
+        start = take_number()
+        states = {generator: generator.state() for generator in self.drawn}
+        for generator, state in self.drawn.items():
+            generator.set_state(state)
+        context = here.context
+        was_rule, was_tape, context.rule, context.tape = context.rule, context.tape, None, None
+        try:
+            with enable_grad():
+                value = self.f(*self.args, **self.options)
+            outputs = [x for x in flatten(value) if isinstance(x, Tensor)]
+            heads = [x.node for x in outputs if x.node is not None and x.node.number > start]
+            if len(heads) != len(gradients):
+                raise TapeError(
+                    f"checkpoint: the second run gave {len(heads)} results that need gradients, the first "
+                    f"{len(gradients)}.",
+                    "the function must compute the same thing twice.",
+                )
+            seeds: dict[Node, Any] = {}
+            for head, g in zip(heads, gradients, strict=True):
+                seed = _lift(g, head.dtype) if differentiable else g
+                seeds[head] = seeds[head] + seed if head in seeds else seed
+            found = walk(seeds, set(self.frontier), free=not differentiable, differentiable=differentiable)
+        finally:
+            context.rule, context.tape = was_rule, was_tape
+            for generator, state in states.items():
+                generator.set_state(state)
+        return tuple(found.get(node) for node in self.frontier)
+
+
+def _frontier(heads: list[Node], start: int) -> set[Node]:
+    """The nodes made before `start` that those made after it depend on."""
+    nodes = list(dict.fromkeys(heads))
+    seen = set(nodes)
+    for node in nodes:  # grows while it is walked
+        for parent in node.parents or ():
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                if parent.number > start:
+                    nodes.append(parent)
+    return {node for node in seen if node.number < start}
+
+
+# ---- shared -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _inside() -> Generator[None]:
+    context = here.context
+    context.depth += 1
+    try:
+        with enable_grad():
+            yield
+    finally:
+        context.depth -= 1
+
+
+def _enter(primals: Any, what: str) -> Any:
+    """The arguments as tracked Tensors of the inner function's own."""
+
+    def enter(x: Any) -> Tensor:
+        if isinstance(x, Tensor) and x.node is not None:
+            with enable_grad():
+                return boundary(x)
+        made = Tensor(x)
+        if made.dtype.kind != "f":
+            raise DTypeError(
+                f"{what}: an argument to be differentiated has dtype {made.dtype}.", "only floats have gradients."
+            )
+        made.requires_grad = True
+        return made
+
+    return map_leaves(enter, primals)
+
+
+def _is_inner(primals: Any, outputs: list[Any], start: int) -> bool:
+    """Whether the derivative may itself be differentiated: inside another transform, or on Tensors."""
+    if not here.context.recording:
+        return False
+    if not here.context.depth and not any(isinstance(x, Tensor) for x in flatten(primals)):
+        return False
+    if any(isinstance(x, Tensor) and x.node is not None for x in flatten(primals)):
+        return True
+    heads = [x.node for x in outputs if isinstance(x, Tensor) and x.node is not None]
+    inputs = {node for node in reachable(heads) if node.number < start}
+    return len(inputs) > len(flatten(primals)) or here.context.depth > 0
+
+
+def _lift(x: Any, dtype: Any) -> Tensor:
+    return x if isinstance(x, Tensor) else Tensor(np.asarray(x, dtype))
+
+
+def _bare(x: Any, dtype: Any) -> Any:
+    return np.array(x.raw if isinstance(x, Tensor) else x, dtype)
+
+
+def _leave(x: Any, like: Any) -> Any:
+    """A result as what was given: an array for an array, unless that would cut an outer tape."""
+    if isinstance(x, Tensor):
+        return x if x.node is not None or isinstance(like, Tensor) else x.raw
+    return Tensor(x) if isinstance(like, Tensor) else np.array(x)
+
+
+def _leave_all(value: Any, primals: Any, differentiable: bool) -> Any:
+    """Results of the inner function as its caller sees them."""
+    as_tensors = any(isinstance(x, Tensor) for x in flatten(primals))
+
+    def leave(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return x if differentiable else x.detach() if as_tensors else x.numpy()
+        return Tensor(x) if as_tensors and isinstance(x, np.ndarray) else x
+
+    return map_leaves(leave, value)
+
+
+def _positions(args: tuple[Any, ...], argnums: int | Sequence[int], what: str) -> list[int]:
+    positions = [argnums] if isinstance(argnums, int) else list(argnums)
+    for i in positions:
+        if not -len(args) <= i < len(args):
+            raise InputError(
+                f"{what}: argnums has {i}, but {len(args)} positional arguments were given.",
+                "pass what is to be differentiated by position.",
+            )
+    return [i % len(args) for i in positions]
+
+
+def _replace(args: tuple[Any, ...], positions: Sequence[int], values: Sequence[Any]) -> list[Any]:
+    replaced = list(args)
+    for i, value in zip(positions, values, strict=True):
+        replaced[i] = value
+    return replaced
+
+
+def _one_array(value: Any, what: str) -> None:
+    if value is None or len(flatten(value)) != 1 or flatten(value)[0] is not value:
+        raise InputError(f"{what}: f returned a {value.__class__.__name__}, not one array.", "return one array.")
+
+
+def _basis(like: Any) -> Iterator[Any]:
+    """The unit arrays of a shape."""
+    shape, size = np.shape(like), int(np.prod(np.shape(like)))
+    for i in range(size):
+        unit = np.zeros(size, getattr(like, "dtype", None))
+        unit[i] = 1
+        yield unit.reshape(shape)
+
+
+def _assemble(slices: list[Any], value_shape: tuple[int, ...], argument: Any, rows: bool) -> Any:
+    """Rows dvalue[i]/dargument, or columns dvalue/dargument[j], as one array: value.shape + argument.shape."""
+    shape = (*value_shape, *np.shape(argument))
+    if not slices:
+        empty = np.zeros(shape, getattr(argument, "dtype", None))
+        return Tensor(empty) if isinstance(argument, Tensor) else empty
+    flat = np.stack([np.reshape(x, (-1,)) for x in slices], axis=0 if rows else 1)
+    return np.reshape(flat, shape)
