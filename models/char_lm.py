@@ -22,8 +22,8 @@ from tqdm import tqdm
 import tinytape as tt
 
 DEFAULTS = {
-    "text": "", "hidden": 256, "embedding": 128, "batch": 32, "window": 32, "steps": 4800, "lr": 6e-3,
-    "weight_decay": 0.03, "dropout": 0.2, "clip": 0.3, "validate": 480, "seed": 1,
+    "text": "", "hidden": 256, "embedding": 128, "batch": 32, "window": 32, "steps": 3600, "lr": 6e-3,
+    "weight_decay": 0.03, "dropout": 0.2, "clip": 0.3, "validate": 400, "seed": 1,
 }  # fmt: skip
 
 

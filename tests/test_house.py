@@ -210,9 +210,7 @@ def test_f811_and_f841_are_never_silenced():
     assert "F811" not in settings and "F841" not in settings
 
 
-MAIN_JOB = (
-    "python3 -m venv .venv && .venv/bin/pip install -q -e '.[models]' && .venv/bin/python -m models.char_lm"
-)
+MAIN_JOB = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[models]' && .venv/bin/python -m models.char_lm"
 TESTS = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/python -m pytest"
 
 

@@ -67,8 +67,12 @@ def test_repeated_positions_get_the_sum():
 
 def test_integers_of_every_kind_are_the_same_index():
     x = tracked(4, 3)
-    for i in (2, np.int32(2), np.array(2), tt.tensor(2), np.uint8(2), -2, np.array(-2)):
+    for i in (2, np.int32(2), np.array(2), tt.tensor(2), np.uint8(2), tt.tensor(np.uint64(2)), -2, np.array(-2)):
         assert x[i].tolist() == [6.0, 7.0, 8.0], repr(i)
+    for dtype in ("int8", "uint8", "uint16", "int32", "uint64"):
+        y = x[np.array([2, 3, 2], dtype)]
+        assert y.tolist()[0] == [6.0, 7.0, 8.0]
+        assert tt.gradient(y.sum(), [x])[0].tolist() == [[0.0] * 3, [0.0] * 3, [2.0] * 3, [1.0] * 3]
     assert x[tt.tensor(1) : np.int64(3)].shape == (2, 3)
 
 

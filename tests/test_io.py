@@ -41,9 +41,7 @@ def same(a, b):
 # ---- round trips ----------------------------------------------------------------------------------------------------
 
 arrays = hnp.arrays(st.sampled_from(DTYPES), hnp.array_shapes(min_dims=0, min_side=0, max_dims=3, max_side=3))
-scalars = (
-    st.none() | st.booleans() | st.integers() | st.integers(-(2**130), 2**130) | st.floats() | st.text(max_size=8)
-)
+scalars = st.none() | st.booleans() | st.integers() | st.integers(-(2**130), 2**130) | st.floats() | st.text(max_size=8)
 keys = st.text(st.sampled_from("ab/~.0"), max_size=4)
 trees = st.recursive(
     scalars | arrays,

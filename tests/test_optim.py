@@ -390,6 +390,8 @@ def test_how_parameters_may_be_given():
     optimizer = optim.SGD(groups, lr=0.1)
     assert names(optimizer) == [["cell.weight", "bias"], ["1.cell.weight", "1.bias"], ["4"]]
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.1, 0.1]
+    pairs = [("w", p) for p in leaves(3)]
+    assert names(optim.SGD(pairs)) == [["w", "0.w", "0.0.w"]]
 
 
 def test_add_param_group():
@@ -434,6 +436,14 @@ def test_going_on_from_a_saved_state_is_bit_for_bit(name, tmp_path):
     for _ in range(3):
         assert optimizer.step() == resumed.step()
     assert all(np.array_equal(p.data, other.data) for p, other in zip(params, others, strict=True))
+
+
+def test_numpys_numbers_as_options_are_saved_as_pythons(tmp_path):
+    _, optimizer = trained("Adam", lr=np.float32(0.5), betas=np.array([0.5, 0.75]), clip_norm=np.int64(3))
+    io.save_state(tmp_path / "x", optimizer.state_dict())
+    optimizer.load_state_dict(io.load_state(tmp_path / "x"))
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["betas"], optimizer.clip_norm) == (0.5, (0.5, 0.75), 3.0)
 
 
 def test_a_state_before_the_first_step_loads_too():

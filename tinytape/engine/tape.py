@@ -242,7 +242,7 @@ def walk(
         Arrays are the caller's own: shared with nobody, in C order.
     """
     nodes = reachable(seeds, inputs)
-    leading = set(nodes) if inputs is not None else ()
+    leading = None if inputs is None else set(nodes)
     gradients: dict[Node, Any] = dict(seeds)
     owned: set[Node] = set()  # whose gradient is a sum that this walk allocated, and may add to in place
     found: dict[Node, Any] = {}
@@ -257,7 +257,7 @@ def walk(
         if node in inputs if inputs is not None else type(node) is Leaf:
             own = node in owned and node.hooks is None and gradient.ndim and gradient.flags.c_contiguous
             found[node] = gradient if differentiable or own else np.array(gradient, order="C")
-            if not any(parent in leading for parent in node.parents or ()):
+            if leading is None or leading.isdisjoint(node.parents or ()):
                 continue  # nothing that is wanted lies behind it
         op = node.op
         parents: Any = node.parents
@@ -284,7 +284,7 @@ def walk(
                 "return one gradient for each, in order, and None for what has none.",
             )
         for parent, result in zip(parents, results):  # noqa: B905 - their lengths were compared
-            if parent is None or result is None:
+            if parent is None or result is None or (leading is not None and parent not in leading):
                 continue
             try:
                 fits = result.shape == parent.shape

@@ -8,7 +8,7 @@ it, and the first write to an untracked result gives it memory of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
@@ -415,9 +415,6 @@ class Tensor(Operators):
         if not self.raw.ndim:
             raise ShapeError("len(): a 0-d tensor has no length.", "use item() for its value.")
         return len(self.raw)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self[i] for i in range(len(self)))
 
     def __hash__(self) -> int:
         return id(self)

@@ -107,9 +107,7 @@ def kaiming_normal_(
     return normal_(tensor, 0.0, _kaiming_std("kaiming_normal_", tensor, a, mode, nonlinearity), generator)
 
 
-def orthogonal_(
-    tensor: Tensor, gain: float = 1.0, generator: Generator | None = None, *, gates: int = 1
-) -> Tensor:
+def orthogonal_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None, *, gates: int = 1) -> Tensor:
     """`gain` times a random matrix with orthonormal rows or columns, whichever are fewer (Saxe et al. 2014).
 
     A tensor of more than two axes is taken as the matrix ``(shape[0], everything else)``.

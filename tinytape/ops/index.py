@@ -76,8 +76,8 @@ def gather(x: Operand, index: Operand, /, template: Template) -> Any:
     """``x[...]`` with an array in the index: a copy."""
     try:
         # On rows, np.take is several times quicker than x[index]; but it copies an x that is not contiguous.
-        axis = len(template) - 1
-        if template == (slice(None),) * axis + (ARRAY,) and x.flags.c_contiguous and _is_integers(index):
+        axis, index = len(template) - 1, _plain(index)
+        if template == (slice(None),) * axis + (ARRAY,) and x.flags.c_contiguous and index.dtype != np.bool_:
             return np.take(x, index, axis)
         return x[_filled(template, index)]
     except IndexError as error:
@@ -183,10 +183,6 @@ def _plain(index: Any) -> Array:
 def _from_start(index: Array, n: int) -> Array:
     """Positions that count from the end, as such that count from the start."""
     return np.where(index < 0, index + n, index)
-
-
-def _is_integers(index: Any) -> bool:
-    return np.asarray(index).dtype.kind in "iu"
 
 
 def refused(what: str, x: Any, error: IndexError) -> TinytapeError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, pairwise
 from typing import Any
 
@@ -498,6 +498,11 @@ def _(g: Operand, offset: int, axis1: int, axis2: int) -> Any:
 # ---- binding --------------------------------------------------------------------------------------------------------
 
 
+def _iterate(self: Tensor) -> Iterator[Any]:
+    len(self)  # refuses a tensor without axes
+    return iter(unstack(self))
+
+
 def _reshape_method(x: Tensor, *shape: Any) -> Any:
     return reshape(x, shape[0] if len(shape) == 1 else shape)
 
@@ -564,6 +569,7 @@ FUNCTIONS[np.tril] = tril
 FUNCTIONS[np.triu] = triu
 FUNCTIONS[np.diagonal] = diagonal
 
+Tensor.__iter__ = method(_iterate)
 Tensor.reshape = method(_reshape_method)
 Tensor.ravel = method(ravel)
 Tensor.flatten = method(flatten)

@@ -59,9 +59,7 @@ class Adam(Optimizer):
         weight_decay: float = 0.0, amsgrad: bool = False, *, maximize: bool = False, clip_norm: float | None = None,
         clip_value: float | None = None,
     ) -> None:  # fmt: skip
-        defaults = dict(
-            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize
-        )
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize)
         super().__init__(params, defaults, clip_norm, clip_value)
 
     def check(self, options: Group) -> None:

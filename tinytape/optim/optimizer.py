@@ -76,12 +76,9 @@ class Optimizer:
                 f"{what}: clip_norm is {clip_norm} and clip_value is {clip_value}; at most one of the two.",
                 "use clip_norm, which keeps the gradient's direction.",
             )
-        for name, bound in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-            if bound is not None:
-                within(what, name, bound, 0.0, ends="(]")
         self.defaults = defaults
-        self.clip_norm = clip_norm
-        self.clip_value = clip_value
+        self.clip_norm = None if clip_norm is None else within(what, "clip_norm", clip_norm, 0.0, ends="(]")
+        self.clip_value = None if clip_value is None else within(what, "clip_value", clip_value, 0.0, ends="(]")
         self.param_groups: list[Group] = []
         self.state: dict[Tensor, dict[str, Any]] = {}
         self._names: dict[Tensor, str] = {}
@@ -110,7 +107,7 @@ class Optimizer:
         if not pairs:
             raise InputError(f"{what} has 0 parameters; it needs 1 or more.", "is the iterator used up? pass a list.")
         counted = all(name == str(i) for i, (name, _) in enumerate(pairs))
-        names = dict(self._names)
+        names, taken = dict(self._names), set(self._names.values())
         for name, p in pairs:
             if not p.is_leaf:
                 raise TapeError(
@@ -123,7 +120,10 @@ class Optimizer:
                     "give each once: it would be updated twice.",
                 )
             name = str(len(names)) if counted else name
-            names[p] = name if name not in names.values() else f"{len(self.param_groups)}.{name}"
+            while name in taken:
+                name = f"{len(self.param_groups)}.{name}"
+            names[p] = name
+            taken.add(name)
         self.param_groups.append({"params": [p for _, p in pairs], **options})
         self._names = names
 
@@ -300,14 +300,21 @@ class Optimizer:
                     wanted[self._names[p]] = {"step": 0, **dict.fromkeys(self.slots(group), empty)}
         wrong += differences(saved, wanted, "state")
         return {
-            p: {k: v if k == "step" else np.array(v) for k, v in present[name].items()}
+            p: {k: int(v) if k == "step" else np.array(v) for k, v in present[name].items()}
             for p, name in self._names.items()
             if name in present and not wrong
         }
 
     def _with_names(self, group: Group) -> Group:
-        names = [self._names[p] for p in group["params"]]
-        return {k: list(v) if k == "betas" else v for k, v in group.items()} | {"params": names}
+        """A group as it is saved: names, numbers and bools of Python's own."""
+        plain = {key: _plain(group[key]) for key in self.defaults}
+        return plain | {"params": [self._names[p] for p in group["params"]]}
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "__len__"):
+        return [float(x) for x in value]
+    return value if isinstance(value, bool) else float(value)
 
 
 def _refused(where: str, check: Any, *args: Any, **options: Any) -> list[str]:
