@@ -135,7 +135,12 @@ def torch_repeat(t, x, repeats, axis):
 
 
 CASES = [
-    Case("reshape", with_options(another_shape), numpy=np.reshape, torch=lambda t, x, shape: x.reshape(shape)),
+    Case(
+        "reshape",
+        with_options(another_shape),
+        numpy=lambda x, shape: np.reshape(x, shape),
+        torch=lambda t, x, shape: x.reshape(shape),
+    ),
     Case("reshape", with_options(another_shape), call=lambda x, shape: x.reshape(shape)),
     Case("ravel", unary(), numpy=np.ravel, torch=lambda t, x: x.ravel()),
     Case("flatten", unary(), numpy=lambda x: x.flatten(), torch=lambda t, x: x.flatten()),
