@@ -10,6 +10,7 @@ import pytest
 
 import tinytape as tt
 from tinytape.engine.op import Op, call
+from tinytape.engine.recording import kept_buffers
 from tinytape.engine.tape import Node, here
 
 
@@ -1209,3 +1210,12 @@ def test_a_failing_rule_leaves_grad_and_context_as_they_were():
         with pytest.raises(ZeroDivisionError):
             (breaks(x) + x * x).sum().backward(create_graph=create_graph)
         assert x.grad is None
+
+
+def test_the_price_of_a_record_leaves_out_memory_that_is_there_anyway() -> None:
+    w = tt.tensor(np.ones((3, 4)), requires_grad=True)
+    x = tt.tensor(np.ones((5, 4)), requires_grad=True) * 2.0
+    with tt.Tape() as tape:
+        _ = tt.tanh(x @ w.T)  # keeps x (5 x 4) and a view of w; then tanh keeps its result (5 x 3)
+    assert [sum(kept_buffers(record.node).values()) for record in tape.records] == [0, 5 * 4 * 8, 5 * 3 * 8]
+    assert f"keep {5 * 4 * 8 + 5 * 3 * 8:,} bytes" in str(tape)

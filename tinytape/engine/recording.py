@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from .errors import TapeError
-from .tape import Leaf, Node, here
+from .op import ALL_ARGUMENTS
+from .tape import Node, here
 from .tree import flatten, is_array, unflatten
 
 __all__ = ["Record", "Tape"]
@@ -48,22 +49,22 @@ class Tape:
     def __init__(self, keep_calls: bool = False) -> None:
         self.records: list[Record] = []
         self.keep_calls = keep_calls
-        self._outer: Tape | None = None
+        self.outer: Tape | None = None
         self._open = False
 
     def __enter__(self) -> Tape:
         if self._open:
             raise TapeError("Tape: it is open already.", "make another Tape() for the inner block.")
         self._open = True
-        self._outer = here.context.tape
+        self.outer = here.context.tape
         here.context.tape = self
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        here.context.tape = self._outer
-        self._outer = None
+        here.context.tape = self.outer
+        self.outer = None
         self._open = False
 
     def __len__(self) -> int:
@@ -76,8 +77,8 @@ class Tape:
             self.records.append(Record(node, file, line, args, params, out))
         else:
             self.records.append(Record(node, file, line))
-        if self._outer is not None:
-            self._outer.append(node, args, params, out)
+        if self.outer is not None:
+            self.outer.append(node, args, params, out)
 
     def gradient(
         self, target: Any, sources: Any, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False
@@ -128,18 +129,17 @@ class Tape:
 def kept_buffers(node: Node) -> dict[int, int]:
     """What a node keeps alive: bytes by buffer, so that what two nodes share can be counted once.
 
-    Memory that belongs to a leaf is not counted: it is there with the tape or without it.
+    Memory that belongs to a leaf, or is a view of a leaf's, is not counted: it is there with the tape or without it.
     """
     buffers: dict[int, int] = {}
     if node.op is None or not node.kept:
         return buffers
+    watched = iter(node.watched or ())
     for source, value in zip(node.op.sources, node.kept, strict=True):
-        for array in flatten(value):
-            if not is_array(array):
-                continue
-            owner = array if array.base is None else array.base
-            parent = node.parents[source] if node.parents and 0 <= source < len(node.parents) else None
-            if not isinstance(parent, Leaf):
+        for array in value if source == ALL_ARGUMENTS else (value,):
+            storage = next(watched, None) if source >= 0 or source == ALL_ARGUMENTS else None
+            if storage is None and is_array(array):
+                owner = array if array.base is None else array.base
                 buffers[id(owner)] = owner.nbytes if is_array(owner) else array.nbytes
     return buffers
 
