@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import shlex
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,8 +24,12 @@ from tqdm import tqdm
 import tinytape as tt
 
 DEFAULTS = {
-    "text": "", "hidden": 256, "embedding": 128, "batch": 32, "window": 32, "steps": 3600, "lr": 6e-3,
-    "weight_decay": 0.03, "dropout": 0.2, "clip": 0.3, "validate": 400, "seed": 1,
+    "text": "", "hidden": 256, "embedding": 128, "batch": 32, "window": 32, "steps": 3000, "lr": 6e-3,
+    "weight_decay": 0.03, "dropout": 0.2, "clip": 0.3, "validate": 300, "seed": 1,
+}  # fmt: skip
+OUT = "runs/char_lm.safetensors"
+SAVED = {
+    "kind", "options", "vocabulary", "text", "step", "model", "optimizer", "state", "generator", "best", "curves",
 }  # fmt: skip
 
 
@@ -55,16 +61,17 @@ class Training:
 
     def __init__(self, options: dict) -> None:
         self.options = options
-        text = tt.data.read_text(options["text"]) if options["text"] else tt.data.default_text()
+        text = tt.data.read_text(options["text"], 16_000) if options["text"] else tt.data.default_text()
         self.digest = hashlib.sha256(text.encode()).hexdigest()
         self.vocabulary = tt.data.Vocabulary.of(text)
         train, held_out, self.removed = tt.data.split_held_out(text)
         self.train, self.held_out = self.vocabulary.encode(train), self.vocabulary.encode(held_out)
+        tt.data.streams(self.train, options["batch"])  # a text too short for that is refused now, not in the first step
         self.epoch, self.windows = -1, []
         self.generator = tt.Generator(options["seed"])
         self.model = build(options, self.vocabulary, self.generator)
-        matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        biases = [p for p in self.model.parameters() if p.ndim == 1]
+        matrices = {name: p for name, p in self.model.named_parameters() if p.ndim > 1}
+        biases = {name: p for name, p in self.model.named_parameters() if p.ndim == 1}
         self.optimizer = tt.optim.AdamW(
             [{"params": matrices, "weight_decay": options["weight_decay"]}, {"params": biases, "weight_decay": 0.0}],
             lr=options["lr"], betas=(0.5, 0.99), clip_norm=options["clip"],
@@ -138,8 +145,9 @@ def bits_per_character(model: CharLM, tokens: np.ndarray, batch: int = 1) -> flo
     """Score a text read as `batch` streams, the state carried along. Draws no random numbers."""
     model.eval()
     total, count, state = 0.0, 0, None
+    columns = tt.data.streams(tokens, min(batch, len(tokens) - 1))
     with tt.no_grad():
-        for inputs, targets in tt.data.windows(tt.data.streams(tokens, batch), 128):
+        for inputs, targets in tt.data.windows(columns, 128):
             logits, state = model(inputs, state)
             total += tt.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
             count += targets.size
@@ -150,30 +158,30 @@ def bits_per_character(model: CharLM, tokens: np.ndarray, batch: int = 1) -> flo
 def run(training: Training, path: str) -> bool:
     """Train to the end, or until Ctrl-C; save either way. True if it came to the end."""
     options, stopped = training.options, []
-    previous = signal.signal(signal.SIGINT, lambda *_: stopped.append(True))  # finish the step, then stop
-    bar = tqdm(total=options["steps"], initial=training.step, unit="step", mininterval=0.5)
+    stops = (signal.SIGINT, signal.SIGTERM)  # they are only noted, also the second time: the step and the saving end
+    before = [signal.signal(number, lambda *_: stopped.append(True)) for number in stops]
+    pause = 0.5 if sys.stderr.isatty() else 10  # a log file is not flooded
     shown = time.perf_counter()
     try:
-        while training.step < options["steps"] and not stopped:
-            loss, norm = training.one_step()
-            bar.update()
-            if training.step % 25 == 0:
-                now = time.perf_counter()
-                rate, shown = 25 * options["batch"] * options["window"] / (now - shown), now
-                training.curves["train"].append([training.step, loss / math.log(2)])
-                bar.set_postfix_str(
-                    f"loss {loss:.3f}, {loss / math.log(2):.3f} bits/char, |g| {norm:.2f}, {rate:,.0f} chars/s"
-                )
-            if training.step % options["validate"] == 0 or training.step == options["steps"]:
-                bits = training.validate()
-                tt.io.save_state(path, training.tree())
-                bar.write(
-                    f"step {training.step}: held out {bits:.3f} bits a character (best {training.best['bits']:.3f})"
-                )
+        with tqdm(total=options["steps"], initial=training.step, unit="step", mininterval=pause) as bar:
+            while training.step < options["steps"] and not stopped:
+                loss, norm = training.one_step()
+                bits = loss / math.log(2)
+                if training.step % 25 == 0:
+                    now = time.perf_counter()
+                    rate, shown = 25 * options["batch"] * options["window"] / (now - shown), now
+                    training.curves["train"].append([training.step, bits])
+                    told = f"loss {loss:.3f}, {bits:.3f} bits/char, |g| {norm:.2f}, {rate:,.0f} chars/s"
+                    bar.set_postfix_str(told, refresh=False)
+                bar.update()
+                if training.step % options["validate"] == 0 or training.step == options["steps"]:
+                    bits, best = training.validate(), training.best["bits"]
+                    tt.io.save_state(path, training.tree())
+                    bar.write(f"step {training.step}: held out {bits:.3f} bits a character (best {best:.3f})")
+        tt.io.save_state(path, training.tree())
     finally:
-        bar.close()
-        signal.signal(signal.SIGINT, previous)
-    tt.io.save_state(path, training.tree())
+        for number, handler in zip(stops, before, strict=True):
+            signal.signal(number, handler)
     return not stopped
 
 
@@ -210,45 +218,61 @@ def draw(training: Training, path: Path) -> None:
 
 def sample(model: CharLM, vocabulary, prompt: str, length: int, temperature: float, generator: tt.Generator) -> str:
     """Continue `prompt`. A temperature below 1 writes more likely text, above 1 more surprising text."""
-    if not temperature > 0:
-        raise tt.InputError(f"--temperature: {temperature} is not above 0.", "0.5 is careful, 1 is the model as it is.")
-    tokens = list(vocabulary.encode(prompt or "\n"))
+    start = "\n" if "\n" in vocabulary.symbols else vocabulary.symbols[0]
+    tokens = vocabulary.encode(prompt or start).tolist()
     model.eval()
     with tt.no_grad():
         logits, state = model(np.array(tokens)[:, None])
         for _ in range(length):
-            chances = tt.softmax(logits[-1, 0].astype("float64") / temperature).numpy()
-            tokens.append(
-                int(np.searchsorted(np.cumsum(chances), generator.uniform(), side="right").clip(0, len(chances) - 1))
-            )
+            chances = tt.softmax(logits[-1, 0].astype("float64") / temperature)
+            edges = np.cumsum(chances.numpy())
+            tokens.append(int(np.searchsorted(edges, generator.uniform() * edges[-1], side="right")))
             logits, state = model(np.array(tokens[-1:])[:, None], state)
-    return vocabulary.decode(np.array(tokens)[0 if prompt else 1 :])
+    return vocabulary.decode(tokens[0 if prompt else 1 :])
+
+
+def number(kind: type, low: float):
+    """What argparse reads an option with: a number of at least `low`."""
+
+    def read(text: str):
+        if not (value := kind(text)) >= low:
+            raise argparse.ArgumentTypeError(f"{text} given, at least {low} is needed")
+        return value
+
+    read.__name__ = kind.__name__  # for argparse's message where `kind` itself refuses the text
+    return read
+
+
+TEMPERATURE = {"type": number(float, 1e-6), "default": 0.7, "help": "of the sample: lower is more careful; default 0.7"}
 
 
 def train_command(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser("python -m models.char_lm", description="Train a character language model.")
+    parser = argparse.ArgumentParser(
+        "python -m models.char_lm", usage="%(prog)s [options]", description="Train a character language model."
+    )
     parser.add_argument("--resume", metavar="FILE", help="go on with a saved run")
-    parser.add_argument("--out", metavar="FILE", default="runs/char_lm.safetensors", help="default %(default)s")
-    parser.add_argument("--temperature", type=float, default=0.7, help="of the sample at the end, default %(default)s")
+    parser.add_argument("--out", metavar="FILE", help=f"default {OUT}, or the file that is resumed")
+    parser.add_argument("--temperature", **TEMPERATURE)
     parser.add_argument("--text", metavar="FILE", help="a text in UTF-8; default: the help texts of Python itself")
     for name, value in DEFAULTS.items():
         if name != "text":
-            parser.add_argument("--" + name.replace("_", "-"), type=type(value), metavar="N", help=f"default {value}")
+            kind = number(type(value), 0 if name == "seed" or isinstance(value, float) else 1)
+            parser.add_argument("--" + name.replace("_", "-"), type=kind, metavar="N", help=f"default {value}")
     given = vars(parser.parse_args(arguments))
-    path = given["resume"] or given["out"]
     changed = {name: given[name] for name in DEFAULTS if given[name] is not None}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    if given["resume"]:
+    if given["resume"] is not None:
         if set(changed) - {"text"}:
             raise tt.InputError(
                 f"--resume: {', '.join(sorted(set(changed) - {'text'}))} cannot be changed on the way.",
                 "leave the options out: the file holds them.",
             )
-        saved = load(path)
+        saved = load(given["resume"])
         training = Training(saved["options"] | changed)
-        training.load(saved, path)
+        training.load(saved, given["resume"])
     else:
         training = Training(DEFAULTS | changed)
+    path = (given["resume"] or OUT) if given["out"] is None else given["out"]
+    check_writable(path)
     parameters = sum(p.size for p in training.model.parameters())
     print(
         f"{len(training.train):,} characters to train on, {len(training.held_out):,} held out, "
@@ -256,36 +280,54 @@ def train_command(arguments: list[str]) -> None:
     )
     if not run(training, path):
         raise SystemExit(
-            f"stopped at step {training.step}; saved. Go on with: python -m models.char_lm --resume {path}"
+            f"stopped at step {training.step}; saved. Go on with: python -m models.char_lm --resume {shlex.quote(path)}"
         )
-    picture = Path(path).with_suffix(".png")
-    draw(training, picture)
-    print("\n" + table(training))
+    print(f"saved: {path}\n\n{table(training)}")
     print(f"\nA sample at temperature {given['temperature']}:\n")
     print(sample(training.model, training.vocabulary, "", 400, given["temperature"], tt.Generator(0)))
-    print(f"\nsaved: {path}, curves: {picture}")
+    picture = Path(path).with_suffix(".png")
+    draw(training, picture)
+    print(f"\ncurves: {picture}")
+
+
+def check_writable(path: str) -> None:
+    """Refuse before training what could not be written after it, or would overwrite a text or a picture."""
+    place = Path(path)
+    if place.suffix != ".safetensors" or place.is_dir():
+        raise tt.InputError(f"--out: {path} is not the name of a .safetensors file.", f"the default is {OUT}.")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=place.parent).close()
+    except OSError as error:
+        raise tt.InputError(
+            f"--out: nothing can be written in {place.parent} ({error.strerror}).", "give another path."
+        ) from None
 
 
 def sample_command(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser("python -m models.char_lm sample", description="Let a trained model write.")
+    parser = argparse.ArgumentParser(
+        "python -m models.char_lm sample", usage="%(prog)s FILE [options]", description="Let a trained model write."
+    )
     parser.add_argument("file", help="what training saved")
-    parser.add_argument("--prompt", default="")
-    parser.add_argument("--length", type=int, default=500, help="characters to write, default %(default)s")
-    parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prompt", default="", help="what it goes on from")
+    parser.add_argument("--length", type=number(int, 0), default=500, help="characters to write, default %(default)s")
+    parser.add_argument("--temperature", **TEMPERATURE)
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="default %(default)s")
     given = parser.parse_args(arguments)
     saved = load(given.file)
     vocabulary = tt.data.Vocabulary(saved["vocabulary"])
     model = build(saved["options"], vocabulary, tt.Generator(0))
-    model.load_state_dict(saved["best"]["model"])
+    model.load_state_dict(
+        saved["best"]["model"] if saved["best"]["step"] else saved["model"]
+    )  # stopped early: none yet
     print(sample(model, vocabulary, given.prompt, given.length, given.temperature, tt.Generator(given.seed)))
 
 
 def load(path: str) -> dict:
     saved = tt.io.load_state(path)
-    if saved.get("kind") != "char_lm":
+    if saved.get("kind") != "char_lm" or not saved.keys() >= SAVED:
         raise tt.InputError(f"{path} holds no character language model.", "pass a file that models.char_lm saved.")
-    return saved
+    return saved | {"options": DEFAULTS | saved["options"]}
 
 
 def main(arguments: list[str]) -> None:
@@ -294,7 +336,10 @@ def main(arguments: list[str]) -> None:
     except (tt.TinytapeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:  # outside of the training itself, which saves
+        raise SystemExit("stopped.") from None
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a terminal may lack some of the text's characters
     main(sys.argv[1:])

@@ -110,7 +110,8 @@ def test_sampling_depends_on_the_seed_alone(text: Path, tmp_path: Path, capsys: 
     assert written("--temperature", "1e-4", "--seed", "1") == written("--temperature", "1e-4", "--seed", "2")
 
 
-def test_ctrl_c_saves_says_where_and_the_run_can_go_on(text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stops", [[signal.SIGINT], [signal.SIGINT] * 3, [signal.SIGTERM]], ids=repr)
+def test_ctrl_c_saves_says_where_and_the_run_can_go_on(stops: list[Any], text: Path, tmp_path: Path) -> None:
     out = tmp_path / "lm.safetensors"
     process = subprocess.Popen(
         command(*flags(text, steps=100_000), f"--out={out}"), cwd=ROOT, stderr=subprocess.PIPE, text=True
@@ -118,9 +119,10 @@ def test_ctrl_c_saves_says_where_and_the_run_can_go_on(text: Path, tmp_path: Pat
     deadline = time.monotonic() + 60
     while not out.exists() and time.monotonic() < deadline:  # the first validation has saved
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    for wanted in stops:
+        process.send_signal(wanted)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 1 and "Traceback" not in errors
     assert f"--resume {out}" in errors
     stopped = tt.io.load_state(out)["step"]
     assert stopped >= 10 and f"stopped at step {stopped}" in errors
@@ -164,6 +166,77 @@ def test_bad_texts(content: bytes | None, words: str, tmp_path: Path, capsys: py
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("batch", 0), ("batch", 1_000_000), ("window", 0), ("validate", 0), ("steps", -1), ("hidden", -1),
+        ("lr", "nan"), ("dropout", 2), ("clip", 0), ("seed", -1), ("hidden", 1.5),
+        ("temperature", 0), ("temperature", "nan"),
+    ],
+)  # fmt: skip
+def test_bad_options(option: str, value: Any, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        char_lm.main([*flags(text, **{option: value}), f"--out={tmp_path / 'runs' / 'x.safetensors'}"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert "error: " in error and error.count("\n") == 2, error
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["text.txt", "lm.png", "", "folder.safetensors", "text.txt/lm.safetensors"])
+def test_bad_places_are_refused_before_training(
+    name: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "text.txt").write_bytes(text.read_bytes())
+    with pytest.raises(SystemExit) as stopped:
+        char_lm.main([*flags(tmp_path / "text.txt", steps=10**9), f"--out={name and tmp_path / name}"])
+    assert stopped.value.code == 2 and "error: --out: " in capsys.readouterr().err
+    assert (tmp_path / "text.txt").read_bytes() == text.read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["folder.safetensors", "text.txt"]
+
+
+def test_a_terminal_that_lacks_the_characters(tmp_path: Path) -> None:
+    path, out = tmp_path / "text.txt", tmp_path / "lm.safetensors"
+    draw = random.Random(0)
+    path.write_text("".join(draw.choice("\U0001f600é\n") for _ in range(20_000)), "utf-8")
+    char_lm.run(char_lm.Training(options(path, steps=1)), str(out))
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command("sample", out), cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("?") > 100, done.stderr
+
+
+def test_a_text_without_a_newline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "text.txt", tmp_path / "lm.safetensors"
+    draw = random.Random(0)
+    path.write_text("".join(draw.choice("ab") for _ in range(20_000)), "utf-8")
+    char_lm.main([*flags(path, steps=2), f"--out={out}"])
+    capsys.readouterr()
+    char_lm.main(["sample", str(out), "--length=9"])
+    assert set(capsys.readouterr().out.strip()) <= set("ab")
+
+
+def test_a_run_stopped_before_its_first_validation_samples_what_it_has_learnt(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "lm.safetensors"
+    training = char_lm.Training(options(text, lr=0.05))
+    for _ in range(20):
+        training.one_step()
+    tt.io.save_state(out, training.tree())
+    char_lm.main(["sample", str(out), "--length=50", "--prompt=t"])
+    expected = char_lm.sample(training.model, training.vocabulary, "t", 50, 0.7, tt.Generator(0))
+    assert capsys.readouterr().out == expected + "\n"
+
+
+def test_a_resumed_run_can_be_saved_elsewhere(text: Path, tmp_path: Path) -> None:
+    out, other = tmp_path / "lm.safetensors", tmp_path / "other.safetensors"
+    char_lm.run(char_lm.Training(options(text, steps=2)), str(out))
+    before = out.read_bytes()
+    char_lm.main(["--resume", str(out), "--out", str(other)])
+    assert out.read_bytes() == before and tt.io.load_state(other)["step"] == 2
+
+
 def test_bad_checkpoints(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "lm.safetensors"
     training = char_lm.Training(options(text, steps=1))
@@ -175,7 +248,13 @@ def test_bad_checkpoints(text: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     tt.io.save_state(foreign, {"kind": "something else"})
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(whole[: len(whole) // 2])
+    lacking = tmp_path / "lacking.safetensors"
+    tt.io.save_state(lacking, {k: v for k, v in tt.io.load_state(out).items() if k != "generator"})
     cases = [
+        (["--resume", lacking], "no character language model"),
+        (["--resume", tmp_path / "folder" / "none"], "no such file"),
+        (["--resume", ""], "cannot be read"),
+        (["sample", out, "--length", "-1"], "--length"),
         (["--resume", foreign], "no character language model"),
         (["--resume", damaged], "damaged"),
         (["--resume", tmp_path / "none"], "none"),
@@ -192,3 +271,4 @@ def test_bad_checkpoints(text: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert stopped.value.code == 2, arguments
         assert words in error, error
     assert out.read_bytes() == whole
+    assert not (tmp_path / "folder").exists()

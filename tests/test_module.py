@@ -1,6 +1,7 @@
 """Module: what it finds, saves, loads, casts, copies and prints."""
 
 import copy
+import pickle
 import re
 
 import numpy as np
@@ -72,14 +73,17 @@ def test_a_parameter_is_not_replaced_by_a_constant(value):
     assert layer.weight is before
 
 
-def test_a_plain_list_does_not_hide_modules():
+def test_a_plain_list_or_dict_does_not_hide_modules():
     model = Tied()
     with pytest.raises(tt.InputError, match="ModuleList"):
         model.hidden = [nn.Linear(2, 2)]
     with pytest.raises(tt.InputError, match="ModuleList"):
         model.hidden = (nn.Parameter([1.0]),)
+    with pytest.raises(tt.InputError, match="ModuleDict"):
+        model.hidden = {"a": nn.Linear(2, 2)}
     model.shortcut = [model.inner, model.extra]  # both are known by names of their own
     model.sizes = [1, 2]
+    model.options = {"p": 0.5}
     assert [name for name, _ in model.named_parameters()] == NAMES
 
 
@@ -298,6 +302,17 @@ def test_deepcopy_of_recurrent_layers():
     layer = nn.GRU(2, 3, 2, bidirectional=True, dropout=0.5, generator=tt.Generator(1))
     twin, x = copy.deepcopy(layer), np.ones((4, 2, 2), np.float32)
     np.testing.assert_array_equal(layer(x)[0].data, twin(x)[0].data)  # the generator's state is copied too
+
+
+@pytest.mark.parametrize(
+    "make", [nn.RNN, nn.GRU, nn.LSTM, nn.RNNCell, nn.GRUCell, nn.LSTMCell, lambda i, h: Tied()], ids=repr
+)
+def test_modules_can_be_pickled(make):
+    layer = make(2, 3)
+    twin = pickle.loads(pickle.dumps(layer))
+    assert repr(twin) == repr(layer)
+    for name, value in layer.state_dict().items():
+        np.testing.assert_array_equal(twin.state_dict()[name], value)
 
 
 def test_tape_gradient_takes_a_module():

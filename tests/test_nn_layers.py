@@ -199,6 +199,10 @@ BAD = {
     "norm of none": (lambda: nn.LayerNorm(()), tt.ShapeError, "normalized_shape"),
     "norm of 0": (lambda: nn.LayerNorm((2, 0)), tt.InputError, r"normalized_shape\[1\] is 0"),
     "p": (lambda: nn.Dropout(1.1), tt.InputError, "p is 1.1"),
+    "p of another kind": (lambda: nn.Dropout(None), tt.InputError, "p is None"),
+    "dropout of integers": (lambda: nn.Dropout(0.3)(np.ones(3, int)), tt.DTypeError, "x is int"),
+    "dropout of a list": (lambda: nn.Dropout(0.3)([1.0, 2.0]), tt.DTypeError, "x is a list"),
+    "layer norm of a list": (lambda: nn.LayerNorm(2, elementwise_affine=False)([1.0, 2.0]), tt.DTypeError, "a list"),
     "per": (lambda: nn.Dropout(0.1, per="batch"), tt.InputError, "per is 'batch'"),
     "time axis": (lambda: nn.Dropout(0.1, "sequence", 2)(X), tt.ShapeError, r"axis 2 of x of shape \(2, 3\)"),
 }  # fmt: skip

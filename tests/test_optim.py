@@ -222,6 +222,24 @@ def test_large_parameters_are_updated_like_small_ones(name):
     assert np.array_equal(whole.data, np.stack([part.data for part in parts]))
 
 
+def test_a_cast_module_takes_its_state_along():
+    module = tt.nn.Linear(3, 2, dtype="float32")
+    optimizer = optim.Adam(module)
+
+    def step():
+        (module(np.ones((1, 3), module.weight.dtype)) ** 2).sum().backward()
+        optimizer.step()
+
+    step()
+    before = optimizer.state[module.weight]["exp_avg"].copy()
+    module.double()
+    step()
+    after = optimizer.state[module.weight]
+    assert after["step"] == 2 and {after[slot].dtype for slot in ("exp_avg", "exp_avg_sq")} == {np.dtype("float64")}
+    np.testing.assert_allclose(after["exp_avg"], 0.9 * before + 0.1 * module.weight.grad.numpy(), rtol=1e-7)
+    optim.Adam(module).load_state_dict(optimizer.state_dict())
+
+
 def test_memory_that_is_not_in_c_order_is_updated_too():
     x = tt.tensor(np.arange(6.0).reshape(2, 3), requires_grad=True)
     x.raw = np.asfortranarray(x.raw)
@@ -521,6 +539,9 @@ def test_other_mismatches():
             optimizer.load_state_dict(wrong)
         assert message in str(caught.value)
         assert repr(optimizer.state_dict()) == before
+    for wrong in (None, [], 3):
+        with pytest.raises(tt.InputError, match=r"state_dict: a .* but a dict here"):
+            optimizer.load_state_dict(wrong)
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------

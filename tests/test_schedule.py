@@ -122,6 +122,13 @@ def test_states_that_do_not_fit(bad):
     assert scheduler.count == 0
 
 
+@pytest.mark.parametrize("rise", [0.1, 0.05])
+def test_one_cycle_with_a_rise_of_one_step_or_less_starts_at_the_peak(rise):
+    lr = schedule.one_cycle(1.0, 10, rise=rise, end=0.5)
+    rates = [lr(step) for step in range(10)]
+    assert rates[0] == 1.0 and rates[-1] == 0.5 and rates == sorted(rates, reverse=True)
+
+
 @pytest.mark.parametrize(
     ("make", "kind", "message"),
     [
@@ -148,6 +155,15 @@ def test_refusals(make, kind, message):
     with pytest.raises(kind, match=message) as caught:
         make()
     assert "help:" in str(caught.value)
+
+
+def test_a_group_added_later_is_refused():
+    o = optimizer()
+    scheduler = optim.Scheduler(o, lambda step: 0.5 - step / 10)
+    o.add_param_group({"params": [tt.tensor([1.0], requires_grad=True)], "lr": 3.0})
+    with pytest.raises(tt.InputError, match=r"made for 1 groups.*now there are 2"):
+        scheduler.step()
+    assert scheduler.get_last_lr() == [0.5, 3.0] and scheduler.count == 0
 
 
 def test_a_refused_rate_changes_nothing():

@@ -173,9 +173,9 @@ def manual_seed(seed: int) -> Generator:
     return default_generator.manual_seed(seed)
 
 
-def check_probability(what: str, p: float) -> None:
-    if not 0 <= p <= 1:
-        raise InputError(f"{what}: p is {p}.", "a probability lies between 0 and 1.")
+def check_probability(what: str, p: Any) -> None:
+    if not isinstance(p, int | float | np.number) or not 0 <= p <= 1:
+        raise InputError(f"{what}: p is {p!r}.", "a probability is a number between 0 and 1.")
 
 
 def _check_order(what: str, low: float, high: float) -> None:

@@ -54,9 +54,9 @@ class Kind(NamedTuple):
 # ---- the equations --------------------------------------------------------------------------------------------------
 
 
-def _rnn(w: Weights, activation: Callable[[Any], Tensor]) -> tuple[Prepare, Step]:
+def _rnn(w: Weights, nonlinearity: str) -> tuple[Prepare, Step]:
     """Elman 1990: h' = activation(W x + U h + b)."""
-    u = w.hh.T
+    u, activation = w.hh.T, tanh if nonlinearity == "tanh" else relu
 
     def step(x: Any, state: State) -> State:
         (h,) = state
@@ -124,8 +124,7 @@ def _affine(w: Weights) -> Prepare:
 
 def rnn_kind(what: str, nonlinearity: str) -> Kind:
     check_choice(what, "nonlinearity", nonlinearity, ("tanh", "relu"))
-    activation = tanh if nonlinearity == "tanh" else relu
-    return Kind(partial(_rnn, activation=activation), 1, ("h",))
+    return Kind(partial(_rnn, nonlinearity=nonlinearity), 1, ("h",))
 
 
 def gru_kind(reset_after: bool) -> Kind:

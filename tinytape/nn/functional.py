@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..engine.errors import InputError, ShapeError
+from ..engine.errors import DTypeError, InputError, ShapeError
 from ..engine.tensor import Tensor
 from ..ops import index
 from ..ops.elementwise import elu, gelu, leaky_relu, relu, sigmoid, silu, softplus, sqrt, square, tanh, where
@@ -15,7 +15,7 @@ from ..ops.linalg import matmul
 from ..ops.reduce import mean
 from ..ops.softmax import log_softmax, softmax
 from ..random import Generator, check_probability, default_generator
-from .checks import check_choice
+from .checks import check_array, check_choice
 from .losses import (
     binary_cross_entropy_with_logits,
     cross_entropy,
@@ -61,6 +61,7 @@ def layer_norm(
     x: Any, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Tensor:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` over the last axes, which have `normalized_shape`."""
+    check_array("layer_norm", "x", x)
     sides = tuple(normalized_shape)
     if x.shape[-len(sides) :] != sides:
         raise ShapeError(
@@ -85,6 +86,9 @@ def dropout(
     """Entries set to 0 with probability `p`, the others divided by 1 - p; see `nn.Dropout`."""
     check_probability("dropout", p)
     check_choice("dropout", "per", per, ("element", "sequence"))
+    check_array("dropout", "x", x)
+    if x.dtype.kind != "f":
+        raise DTypeError(f"dropout: x is {x.dtype}; what is kept is divided by 1 - p.", "pass x.astype('float32').")
     if not training or p == 0:
         return x
     shape = list(x.shape)

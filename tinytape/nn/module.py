@@ -115,8 +115,9 @@ class Module:
             )
         if isinstance(before, Buffer) and isinstance(value, Tensor | np.ndarray):
             value = Buffer(value)
-        if isinstance(value, list | tuple):
-            self._refuse_hidden(name, cast("list[Any] | tuple[Any, ...]", value))
+        if isinstance(value, list | tuple | dict):
+            items = cast(Any, value).values() if isinstance(value, dict) else cast("Iterable[Any]", value)
+            self._refuse_hidden(name, items)
         object.__setattr__(self, name, value)
 
     def _refuse_hidden(self, name: str, items: Iterable[Any]) -> None:
@@ -124,9 +125,9 @@ class Module:
         known = {id(entry) for _, entry in (*self.named_modules(), *self._entries(Parameter))} if kept else set[int]()
         if any(id(item) not in known for item in kept):
             raise InputError(
-                f"{type(self).__name__}.{name}: a plain list hides its modules and parameters; they would not be "
-                "learned or saved.",
-                "use nn.ModuleList([...]), or assign each to an attribute of its own.",
+                f"{type(self).__name__}.{name}: a plain list or dict hides its modules and parameters; they would not "
+                "be learned or saved.",
+                "use nn.ModuleList([...]) or nn.ModuleDict({...}), or assign each to an attribute of its own.",
             )
 
     # ---- looking at it ------------------------------------------------------------------------------------------

@@ -200,6 +200,8 @@ class Optimizer:
             for slot in self.slots(group):
                 if slot not in state:
                     state[slot] = np.full(p.shape, self.start(slot, group), p.dtype)
+                elif state[slot].dtype != p.dtype:  # the module was cast since
+                    state[slot] = state[slot].astype(p.dtype)
         with no_grad():
             for p, g, group in found:
                 self._step_one(p, g, group, scale)
@@ -258,7 +260,8 @@ class Optimizer:
         """
         what = f"{type(self).__name__}.load_state_dict"
         keys = ("state", "param_groups", "clip_norm", "clip_value")
-        wrong = differences(dict.fromkeys(state_dict), dict.fromkeys(keys), "state_dict")
+        found: Any = dict.fromkeys(state_dict) if hasattr(state_dict, "keys") else state_dict
+        wrong = differences(found, dict.fromkeys(keys), "state_dict")
         if not wrong:
             saved_state, saved_groups, *bounds = (state_dict[key] for key in keys)
             groups = self._read_groups(saved_groups, wrong)

@@ -89,10 +89,10 @@ def one_cycle(
     last = peak / 250_000 if end is None else end
     _check("one_cycle", steps, 2, peak=peak, start=first, end=last)
     within("one_cycle", "rise", rise, 0.0, 1.0, ends="()")
-    top = rise * steps - 1
+    top = max(rise * steps - 1, 0.0)
 
     def lr(step: int) -> float:
-        if step <= top:
+        if step < top:
             return _wave(first, peak, step / top)
         return _wave(peak, last, (step - top) / (steps - 1 - top))
 
@@ -164,8 +164,14 @@ class Scheduler:
         self._apply(count)
 
     def _apply(self, count: int) -> None:
+        groups = self._optimizer.param_groups
+        if len(groups) != len(self._schedules):
+            raise InputError(
+                f"Scheduler: it was made for {len(self._schedules)} groups of parameters; now there are {len(groups)}.",
+                "add all groups to the optimiser first, or make a Scheduler anew and load its count.",
+            )
         rates = [within("Scheduler", f"the rate of step {count}", fn(count), 0.0) for fn in self._schedules]
-        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+        for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
         self.count = count
 
