@@ -115,7 +115,15 @@ def test_astype(x):
 
 def test_operators_and_their_reflections(x):
     a = x.numpy()
-    for function in (operator.add, operator.sub, operator.mul, operator.truediv, operator.pow):
+    for function in (
+        operator.add,
+        operator.sub,
+        operator.mul,
+        operator.truediv,
+        operator.floordiv,
+        operator.mod,
+        operator.pow,
+    ):
         for other in (3.0, np.array([3.0, 4.0], np.float32), tt.tensor([3.0, 4.0]), [3.0, 4.0]):
             b = other.numpy() if isinstance(other, tt.Tensor) else np.asarray(other, np.float32)
             np.testing.assert_allclose(function(x, other).numpy(), function(a, b), rtol=1e-6)
@@ -190,6 +198,11 @@ def test_plain_arrays_give_plain_arrays():
         assert not isinstance(y, tt.Tensor)
 
 
+def test_a_numpy_number_as_an_option_is_weak_too(x):
+    for y in (tt.elu(x, alpha=np.float64(0.3)), tt.leaky_relu(x, negative_slope=np.float64(0.3)), tt.outer(x, 2.5)):
+        assert y.dtype == np.float32
+
+
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 
@@ -227,6 +240,9 @@ def test_plain_arrays_give_plain_arrays():
         (lambda x: np.add.reduce(x), tt.DTypeError, "np.add.reduce"),
         (lambda x: np.tanh(x, out=np.zeros(2)), tt.DTypeError, "np.tanh with out"),
         (lambda x: np.cbrt(x), tt.DTypeError, "np.cbrt"),
+        (lambda x: tt.tensor([1.0], dtype="real"), tt.DTypeError, "real"),
+        (lambda x: tt.set_default_dtype("real"), tt.DTypeError, "real"),
+        (lambda x: tt.set_default_dtype(None), tt.DTypeError, "not a float"),
     ],
 )
 def test_refused(call, error, text, x):

@@ -4,6 +4,7 @@ import copy
 import pickle
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -160,6 +161,22 @@ def test_threads_do_not_mix_their_tapes():
     for thread in threads:
         thread.join()
     assert results == {i: (50, 2.0 * i) for i in range(4)}
+
+
+def test_infinities_are_values_in_every_thread():
+    def work():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            x = leaf([0.0])
+            tt.log(x).sum().backward()
+            tt.stack([x, x]) / x
+        seen.append(len(caught))
+
+    seen = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [0]
 
 
 # ---- .grad ----------------------------------------------------------------------------------------------------------
@@ -558,6 +575,54 @@ def test_an_op_without_a_rule_says_so():
     assert "@bare.vjp" in str(caught.value)
 
 
+def test_what_is_given_by_name_alone_is_an_option():
+    @tt.op
+    def scaled(x, *, by, plus=1.0):
+        return x * by + plus
+
+    scaled.vjp(lambda g, by: g * by)
+    assert scaled.op.arguments == ("x",) and scaled.op.options == ("by", "plus")
+    x = leaf(X)
+    scaled(x, by=3.0).sum().backward()
+    assert x.grad.tolist() == [3.0] * len(X) and scaled(1.0, by=2.0) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda x, alpha=1.0: x, "'alpha' is differentiable and has a default"),
+        (lambda x, *others: x, r"'x' beside \*others"),
+        (lambda x, /, **options: x, r"\*\*options"),
+        (lambda: 1.0, "no arguments"),
+        (lambda x, /, out=1.0: x, "'out'"),
+        (lambda x, wants: x, "'wants'"),
+        (lambda x, /, x_shape: x, "'x_shape'"),
+        (lambda x, /, _dtype: x, "'_dtype'"),
+    ],
+)
+def test_a_signature_that_cannot_be_an_ops(function, words):
+    with pytest.raises(tt.TapeError, match=words):
+        tt.op(function)
+
+
+def test_what_cannot_be_an_op():
+    with pytest.raises(tt.DTypeError, match="a int"):
+        tt.op(3)
+    with pytest.raises(tt.InputError, match="'lineal'"):
+        tt.op(kind="lineal")(np.tanh)
+
+
+def test_an_option_may_end_in_shape():
+    @tt.op(several=True)
+    def both(x, /, new_shape):
+        return x * 1.0, x * 2.0
+
+    both.vjp(lambda g, new_shape: g[0] * new_shape + g[1])
+    x = leaf(X)
+    both(x, new_shape=3.0)[0].sum().backward()
+    assert x.grad.tolist() == [3.0] * len(X)
+
+
 def test_a_constant_op_is_never_tracked():
     @tt.op(kind="constant")
     def above(x, y):
@@ -872,6 +937,48 @@ def test_a_users_array_may_change_after_the_op():
     x.grad = None
     y.backward(create_graph=True)
     assert x.grad.tolist() == expected
+
+
+def test_tensors_in_a_list_do_not_lose_their_derivatives():
+    x = leaf(X)
+    for call_it in (lambda: tt.mean([x.sum(), x.sum()]), lambda: tt.sum((x, x)), lambda: tt.add(x, [x[0], 1.0, 2.0])):
+        with pytest.raises(tt.DTypeError, match=r"with Tensors that require gradients.*\n.*tt\.stack"):
+            call_it()
+    assert tt.sum([[1.0, 2.0]]) == 3.0
+
+
+def test_options_that_require_gradients_are_refused():
+    x = leaf(0.5)
+    for call_it in (
+        lambda: tt.elu(tt.tensor([-1.0]), alpha=x),
+        lambda: tt.softplus(tt.tensor([1.0]), beta=x),
+        lambda: tt.where(np.array([True]), [x], 0.0),
+        lambda: tt.full((2,), x),
+        lambda: tt.linspace(0.0, x, 3),
+        lambda: tt.pad(tt.tensor([1.0]), 1, constant_values=x),
+    ):
+        with pytest.raises(tt.DTypeError, match="require"):
+            call_it()
+    with tt.no_grad():
+        assert tt.full((2,), x).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("index", "values", "error", "words"),
+    [
+        (9, 1.0, tt.InputError, "index 9 is out of bounds"),
+        (0, "a", tt.DTypeError, "<U1"),
+        (0, 1j, tt.DTypeError, "complex128"),
+        (..., None, tt.DTypeError, "object"),
+        (..., [[1.0], [1.0, 2.0]], tt.ShapeError, "inhomogeneous"),
+        (..., [1.0, 2.0], tt.ShapeError, r"\(2,\) into float64\[3\]"),
+    ],
+)
+def test_a_write_that_is_refused_changes_nothing(index, values, error, words):
+    x = tt.tensor([1.0, 2.0, 3.0], dtype="float64")
+    with pytest.raises(error, match=words):
+        x[index] = values
+    assert x.tolist() == [1.0, 2.0, 3.0]
 
 
 def test_numbers_and_lists_as_operands():

@@ -216,6 +216,8 @@ def test_take_refuses():
 
 
 def test_take_along_axis_refuses():
+    with pytest.raises(tt.ShapeError, match="axis is 7, x has 2 axes"):
+        tt.take_along_axis(tt.zeros((2, 3)), np.zeros((1, 3), int), axis=7)
     x = tracked(5, 4)
     with refused(tt.ShapeError, "(2,)", "(5, 4)"):
         tt.take_along_axis(x, np.array([0, 1]), axis=0)

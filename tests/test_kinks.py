@@ -59,6 +59,7 @@ KINKS = [
     ),
     Kink("gelu", tt.gelu, functional("gelu"), ([0.0],), [0], ([0.5],), ([math.sqrt(2 / math.pi)],)),
     Kink("silu", tt.silu, functional("silu"), ([0.0, -800.0, 800.0],), [0, 0, 800], ([0.5, 0, 1],), ([0.5, 0, 0],)),
+    Kink("silu far out", tt.silu, functional("silu"), ([1e17, 1e300],), [1e17, 1e300], ([1, 1],), ([0, 0],)),
     Kink(
         "softplus", tt.softplus, functional("softplus"), ([0.0, 25.0, -800.0, 800.0],),
         [math.log(2), 25, 0, 800], ([0.5, 1, 0, 1],), ([0.25, 0, 0, 0],),
@@ -140,6 +141,11 @@ KINKS = [
          ([1, 8, 0, 0],), ([4, 12, 2, 6],)),
     *(Kink(**norm(p), args=([0.0, 0.0],), value=0, gradients=([0, 0],)) for p in (0.5, 1, 1.5, 2, 3, INF, -INF, -1)),
     Kink(**norm(0.5), args=([1.0, -1.0, 0.0],), value=4, gradients=([2, -2, 0],)),
+    Kink(  # in PyTorch the second derivative at the zero is NaN
+        "norm 1.5 beside a zero", lambda x: tt.norm(x, ord=1.5), None,
+        ([1.0, -1.0, 0.0],), 2 ** (2 / 3), ([2 ** (-1 / 3), -(2 ** (-1 / 3)), 0],),
+        ([2 ** (-4 / 3), 2 ** (-4 / 3), 0],),
+    ),
     Kink(**norm(1), args=([1.0, -1.0, 0.0],), value=2, gradients=([1, -1, 0],)),
     Kink(**norm(2), args=([1.0, -1.0, 0.0],), value=2**0.5, gradients=([0.5**0.5, -(0.5**0.5), 0],),
          seconds=([0.5**0.5, 0.5**0.5, 0.5**0.5],)),

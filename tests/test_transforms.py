@@ -147,6 +147,14 @@ def test_works_inside_no_grad() -> None:
         (lambda: tt.grad(cubic, has_aux=True)(X), tt.InputError, "pair"),
         (lambda: tt.jacrev(lambda x: [x, x])(X), tt.InputError, "list"),
         (lambda: tt.check_grads(cubic, [X.astype("float32")]), tt.DTypeError, "float32"),
+        (lambda: tt.grad(cubic, argnums="0")(X), tt.DTypeError, "argnums has '0'"),
+        (lambda: tt.grad(lambda x, y: tt.sum(x * y), argnums=(0, -2))(X, X), tt.InputError, "twice"),
+        (lambda: tt.grad(lambda x: None)(X), tt.InputError, "None"),
+        (lambda: tt.jvp(cubic, X, X), tt.DTypeError, "primals is a ndarray"),
+        (lambda: tt.hvp(cubic, (X,), X), tt.DTypeError, "tangents is a ndarray"),
+        (lambda: tt.jacrev(lambda p: p["x"] * 2.0)({"x": X}), tt.DTypeError, "dict"),
+        (lambda: tt.jacfwd(lambda p: p["x"] * 2.0)({"x": X}), tt.DTypeError, "dict"),
+        (lambda: tt.check_grads(cubic, X), tt.DTypeError, "args is a ndarray"),
         (lambda: tt.check_grads(cubic, [X], order=0), tt.InputError, "order"),
         (lambda: tt.check_grads(cubic, [X], modes=["sideways"]), tt.InputError, "sideways"),
     ],
@@ -252,3 +260,62 @@ def test_checkpoint_can_be_nested_and_differentiated_twice() -> None:
     np.testing.assert_allclose(tt.grad(lambda x: f(x).sum())(x), 2 * x * np.cos(x * x), rtol=1e-14)
     second = 2 * np.cos(x * x) - 4 * x * x * np.sin(x * x)
     np.testing.assert_allclose(np.diag(tt.hessian(lambda x: f(x).sum())(x)), second, rtol=1e-13)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_checkpoint_in_a_loop_over_time(nested: bool) -> None:
+    rng = np.random.default_rng(0)
+    w, x = tt.tensor(rng.normal(size=(3, 3)), requires_grad=True), rng.normal(size=3)
+
+    def product(h: Any) -> Any:
+        return w @ h
+
+    inner = tt.checkpoint(product) if nested else product
+
+    def step(h: Any) -> Any:
+        return tt.tanh(inner(h))
+
+    def derivatives(step: Any) -> tuple[Any, Any]:
+        h = tt.tensor(x)
+        for _ in range(4):
+            h = step(h)
+        loss = tt.sum(h)
+        (first,) = tt.gradient(loss, [w], retain_graph=True)
+        (again,) = tt.gradient(loss, [w], create_graph=True)
+        np.testing.assert_array_equal(first.numpy(), again.numpy())
+        (second,) = tt.gradient(tt.sum(again * again), [w])
+        return first.numpy(), second.numpy()
+
+    for plain, replayed in zip(
+        derivatives(lambda h: tt.tanh(product(h))), derivatives(tt.checkpoint(step)), strict=True
+    ):
+        np.testing.assert_allclose(replayed, plain, rtol=1e-12)
+
+
+def test_checkpoint_leaves_hooks_to_the_outer_walk() -> None:
+    w = tt.tensor([2.0], requires_grad=True)
+    w.register_hook(lambda g: g * 10.0)
+    tt.checkpoint(lambda v: tt.sum(w * v))(tt.tensor([3.0])).backward()
+    assert w.grad is not None and w.grad.item() == 30.0
+
+
+def test_checkpoint_in_forward_mode() -> None:
+    f = tt.checkpoint(lambda x: tt.sin(x) * x)
+    x, v = np.array([0.3, 0.7]), np.array([1.0, -2.0])
+    slope, curvature = np.cos(x) * x + np.sin(x), 2 * np.cos(x) - x * np.sin(x)
+    np.testing.assert_allclose(tt.jvp(f, (x,), (v,))[1], slope * v, rtol=1e-14)
+    np.testing.assert_allclose(tt.jacfwd(f)(x), np.diag(slope), rtol=1e-14)
+    np.testing.assert_allclose(tt.hvp(lambda x: tt.sum(f(x)), (x,), (v,)), curvature * v, rtol=1e-14)
+
+
+def test_checkpoint_notices_that_an_argument_was_written() -> None:
+    w, constant, array = tt.tensor([2.0], requires_grad=True), tt.tensor([3.0]), np.array([3.0], np.float32)
+    f = tt.checkpoint(lambda x, y: tt.sum(x * y))
+    loss = f(w, array)
+    array[:] = 100.0  # a copy is kept
+    loss.backward()
+    assert w.grad is not None and w.grad.item() == 3.0
+    loss = f(w, constant)
+    constant.copy_(100.0)
+    with pytest.raises(tt.TapeError, match="written in place"):
+        loss.backward()

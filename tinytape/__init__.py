@@ -4,8 +4,6 @@ from importlib import import_module as _import_module
 from types import ModuleType as _ModuleType
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-import numpy as _np
-
 from . import nn, optim
 from .check import check_grads
 from .engine.errors import DTypeError, InputError, ShapeError, TapeError, TinytapeError
@@ -293,9 +291,6 @@ __all__ = [
     "zeros",
     "zeros_like",
 ]
-
-# Infinities and NaN are values here. Once, and not around every op: `np.errstate` costs as much as a small op.
-_np.seterr(all="ignore")
 
 
 def __getattr__(name: str) -> _ModuleType:

@@ -67,6 +67,10 @@ def check_grads(
     """
     if order < 1:
         raise InputError(f"check_grads: order is {order}; the least is 1.", "pass order=1 or 2.")
+    if not isinstance(args, list | tuple):
+        raise DTypeError(
+            f"check_grads: args is a {type(args).__name__}, not a sequence of arguments.", "check_grads(f, [x])."
+        )
     unknown = set(modes) - {"rev", "fwd"}
     if unknown:
         raise InputError(f"check_grads: modes has {sorted(unknown)}.", 'modes are "rev" and "fwd".')

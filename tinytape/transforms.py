@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from .engine.errors import DTypeError, InputError, ShapeError, TapeError
-from .engine.op import Op, Operand, op
+from .engine.op import Op, Operand, op, own
 from .engine.recording import Record, Tape
 from .engine.tape import Leaf, Node, Part, enable_grad, here, no_grad, reachable, take_number, walk
 from .engine.tensor import Tensor
@@ -128,6 +128,8 @@ def value_and_grad(f: Function, argnums: int | Sequence[int] = 0, has_aux: bool 
                         "grad: has_aux=True, but f did not return a pair.", "return (value, aux)."
                     ) from None
                 aux.append(extra)
+            if returned is None:
+                raise InputError("grad: f returned None, not a scalar.", "return the loss.")
             if np.shape(returned) != ():
                 raise ShapeError(
                     f"grad: f returned shape {np.shape(returned)}, not a scalar.",
@@ -177,6 +179,7 @@ def jvp(f: Function, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[A
     value, tangent
         Of the same structure.
     """
+    _check_sequences("jvp", primals, tangents)
     value, push = linearize(f, *primals)
     return value, push(*tangents)
 
@@ -327,6 +330,7 @@ def jacrev(f: Function, argnums: int | Sequence[int] = 0) -> Function:
     def jacobian(*args: Any, **options: Any) -> Any:
         positions = _positions(args, argnums, "jacrev")
         chosen = [args[i] for i in positions]
+        _each_an_array(chosen, "jacrev")
         value, pullback = vjp(lambda *xs: f(*_replace(args, positions, xs), **options), *chosen)
         _one_array(value, "jacrev")
         rows = [pullback(basis) for basis in _basis(value)]
@@ -346,6 +350,7 @@ def jacfwd(f: Function, argnums: int | Sequence[int] = 0) -> Function:
     def jacobian(*args: Any, **options: Any) -> Any:
         positions = _positions(args, argnums, "jacfwd")
         chosen = [args[i] for i in positions]
+        _each_an_array(chosen, "jacfwd")
         value, push = linearize(lambda *xs: f(*_replace(args, positions, xs), **options), *chosen)
         _one_array(value, "jacfwd")
         zeros = [np.zeros(np.shape(x), getattr(x, "dtype", None)) for x in chosen]
@@ -378,6 +383,7 @@ def hvp(f: Function, primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
     -------
     array, or tuple of arrays if there are several primals
     """
+    _check_sequences("hvp", primals, tangents)
     argnums = 0 if len(primals) == 1 else tuple(range(len(primals)))
     return jvp(grad(f, argnums), primals, tangents)[1]
 
@@ -390,7 +396,8 @@ def checkpoint(f: Function) -> Function:
 
     Gradients reach the arguments and every tensor that f takes from outside (a module's parameters). Draws from
     generators of `tinytape.random`, as in dropout, are repeated exactly. f must otherwise compute the same thing
-    twice (Griewank 1992; Chen et al. 2016).
+    twice (Griewank 1992; Chen et al. 2016). On a tape that keeps every call, as forward mode does, f is recorded
+    as it is.
 
     Examples
     --------
@@ -400,7 +407,7 @@ def checkpoint(f: Function) -> Function:
     @wraps(f)
     def checkpointed(*args: Any, **options: Any) -> Any:
         context = here.context
-        if not context.recording:
+        if not context.recording or _keeps_calls(context.tape):
             return f(*args, **options)
         start = take_number()
         was_drawn, was_tape = context.drawn, context.tape
@@ -436,7 +443,8 @@ class _Replay:
     def __init__(
         self, f: Function, args: tuple[Any, ...], options: dict[str, Any], drawn: dict[Any, Any], frontier: list[Node]
     ) -> None:
-        self.f, self.args, self.options, self.drawn, self.frontier = f, args, options, drawn, frontier
+        self.f, self.drawn, self.frontier = f, drawn, frontier
+        self.args, self.options = map_leaves(own, args), map_leaves(own, options)
         self.start = take_number()
 
     def record(self, values: list[Any]) -> list[Tensor]:
@@ -447,7 +455,8 @@ class _Replay:
         declared.rule = self.rule
         declared.differentiable_rule = lambda node, gradient: self.rule(gradient)  # type: ignore[method-assign]
         shapes, dtypes = tuple(v.shape for v in values), tuple(v.dtype for v in values)
-        storages = tuple(node.storage for node in self.frontier if isinstance(node, Leaf))
+        given = flatten((self.args, self.options))
+        storages = tuple(x.storage for x in (*given, *self.frontier) if isinstance(x, Tensor | Leaf))
         number = take_number()
         node = Node(number, declared, tuple(self.frontier), (), shapes, dtypes, storages or None, context.step)
         results = [Tensor.of(v, Part(node, i)) for i, v in enumerate(values)]
@@ -478,12 +487,18 @@ class _Replay:
             for head, g in zip(heads, gradients, strict=True):
                 seed = _lift(g, head.dtype) if differentiable else g
                 seeds[head] = seeds[head] + seed if head in seeds else seed
-            found = walk(seeds, set(self.frontier), free=not differentiable, differentiable=differentiable)
+            found = walk(seeds, set(self.frontier), free=not differentiable, differentiable=differentiable, ends=True)
         finally:
             context.rule, context.tape = was_rule, was_tape
             for generator, state in states.items():
                 generator.set_state(state)
         return tuple(found.get(node) for node in self.frontier)
+
+
+def _keeps_calls(tape: Tape | None) -> bool:
+    while tape is not None and not tape.keep_calls:
+        tape = tape.outer
+    return tape is not None
 
 
 def _frontier(heads: list[Node], start: int) -> set[Node]:
@@ -571,15 +586,28 @@ def _leave_all(value: Any, primals: Any, differentiable: bool) -> Any:
     return map_leaves(leave, value)
 
 
+def _check_sequences(what: str, primals: Any, tangents: Any) -> None:
+    for name, given in (("primals", primals), ("tangents", tangents)):
+        if not isinstance(given, list | tuple):
+            raise DTypeError(
+                f"{what}: {name} is a {type(given).__name__}, not a tuple of arguments.", f"{what}(f, (x,), (v,))."
+            )
+
+
 def _positions(args: tuple[Any, ...], argnums: int | Sequence[int], what: str) -> list[int]:
     positions = [argnums] if isinstance(argnums, int) else list(argnums)
     for i in positions:
+        if not isinstance(cast(Any, i), int):
+            raise DTypeError(f"{what}: argnums has {i!r}, a {type(i).__name__}.", "use integers.")
         if not -len(args) <= i < len(args):
             raise InputError(
                 f"{what}: argnums has {i}, but {len(args)} positional arguments were given.",
                 "pass what is to be differentiated by position.",
             )
-    return [i % len(args) for i in positions]
+    positions = [i % len(args) for i in positions]
+    if len(set(positions)) < len(positions):
+        raise InputError(f"{what}: argnums is {argnums}, so one argument twice.", "name each once.")
+    return positions
 
 
 def _replace(args: tuple[Any, ...], positions: Sequence[int], values: Sequence[Any]) -> list[Any]:
@@ -592,6 +620,15 @@ def _replace(args: tuple[Any, ...], positions: Sequence[int], values: Sequence[A
 def _one_array(value: Any, what: str) -> None:
     if value is None or len(flatten(value)) != 1 or flatten(value)[0] is not value:
         raise InputError(f"{what}: f returned a {value.__class__.__name__}, not one array.", "return one array.")
+
+
+def _each_an_array(arguments: list[Any], what: str) -> None:
+    for x in arguments:
+        if x is None or isinstance(x, dict | list | tuple):
+            raise DTypeError(
+                f"{what}: an argument to be differentiated is a {type(cast(Any, x)).__name__}, not one array.",
+                "pass its parts as arguments of their own, with argnums.",
+            )
 
 
 def _basis(like: Any) -> Iterator[Any]:

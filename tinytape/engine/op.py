@@ -29,11 +29,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, cast, overload
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, cast, get_args, overload
 
 import numpy as np
 
-from .errors import DTypeError, ShapeError, TapeError, TinytapeError
+from .errors import DTypeError, InputError, ShapeError, TapeError, TinytapeError
 from .tape import Node, Part, Storage, here, take_number
 from .tensor import Tensor, default_dtype
 from .tree import Array, is_array
@@ -79,7 +79,8 @@ class Op:
     forward : callable
         Arrays in, array out.
     arguments : tuple of str
-        The differentiable arguments: those before ``/`` in the function's signature, or all if there is no ``/``.
+        The differentiable arguments: those before ``/`` in the function's signature; if there is no ``/``, all but
+        those given by name alone.
     variadic : bool
         Whether the only differentiable argument is ``*name``.
     options : tuple of str
@@ -192,7 +193,7 @@ def op(
     ----------
     forward : callable
         Takes arrays and returns an array. Arguments before ``/`` (all, if there is none) may be differentiated;
-        those after it are options.
+        those after it, and those that are given by name alone, are options.
     name : str, optional
         Default: the function's own name without underscores at the ends.
     kind : {"general", "elementwise", "linear", "multilinear", "constant"}
@@ -214,7 +215,13 @@ def op(
 
 
 def _declare(forward: Callable[..., Any], name: str | None, kind: Kind, several: bool, promotes: bool) -> Any:
-    declared = Op(forward, name or forward.__name__.strip("_"), kind, several, promotes)
+    if not callable(forward):
+        raise DTypeError(f"op: forward is a {type(forward).__name__}.", "pass a function of arrays.")
+    if kind not in get_args(Kind):
+        raise InputError(f"op: kind is {kind!r}.", f"use one of {', '.join(map(repr, get_args(Kind)))}.")
+    own_name: str = getattr(forward, "__name__", type(forward).__name__)
+    declared = Op(forward, name or own_name.strip("_"), kind, several, promotes)
+    _check_signature(declared)
     function = _bind_options(declared) if declared.variadic or several else _unwritten(declared)
     unwritten = function.__code__
 
@@ -263,10 +270,33 @@ def _read_signature(signature: inspect.Signature) -> tuple[tuple[str, ...], bool
     parameters = signature.parameters.values()
     variadic = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
     only = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
-    arguments = variadic or only or [p.name for p in parameters]
+    arguments = variadic or only or [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     options = {p.name: p.default for p in parameters if p.name not in arguments}
     defaults = {name: default for name, default in options.items() if default is not inspect.Parameter.empty}
     return tuple(arguments), bool(variadic), tuple(options), defaults
+
+
+def _check_signature(declared: Op) -> None:
+    """Refuse what could not be called, and names that mean something else to a rule."""
+    parameters = declared.signature.parameters
+    reserved = {"out", "wants", *(f"{name}_shape" for name in declared.arguments)}
+    wrong = ""
+    if not declared.arguments:
+        wrong = "it takes no arguments"
+    for p in parameters.values():
+        if p.kind is p.VAR_KEYWORD:
+            wrong = f"it takes **{p.name}"
+        elif declared.variadic and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD):
+            wrong = f"it takes {p.name!r} beside *{declared.arguments[0]}"
+        elif p.name in declared.arguments and p.default is not p.empty:
+            wrong = f"{p.name!r} is differentiable and has a default"
+        elif p.name in reserved or p.name.startswith("_"):
+            wrong = f"{p.name!r} is a name of tinytape's own"
+    if wrong:
+        raise TapeError(
+            f"op: the signature of {declared.name} is {declared.signature}: {wrong}.",
+            "write f(a, b, /, option, other=1) or f(*arrays, option): what is differentiated, then the options.",
+        )
 
 
 # ---- calling an op --------------------------------------------------------------------------------------------------
@@ -279,6 +309,7 @@ def call(declared: Op, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     data = tuple(x.raw if isinstance(x, Tensor) else operand(x, declared) for x in args)
     nodes = tuple(x.node if isinstance(x, Tensor) else None for x in args)
     storages = tuple(x.storage if isinstance(x, Tensor) else None for x in args)
+    context = here.context
     try:
         out = declared.forward(*data, **options)
     except TinytapeError:
@@ -290,7 +321,6 @@ def call(declared: Op, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     else:
         data, settled = settle(declared, fresh(out, data), data, options)
         outs = (settled,)
-    context = here.context
     if declared.kind == "constant" or all(n is None for n in nodes) or not context.recording:
         results = tuple(result(x, None, data, storages) for x in outs)
         return results if declared.several else results[0]
@@ -327,7 +357,7 @@ def _keep(
             kept.append(out if out.base is None else apart(out, data, storages))
         elif name == "wants":
             kept.append(tuple(n is not None for n in nodes))
-        elif name.endswith("_shape"):
+        elif name.endswith("_shape") and name not in options:
             shapes = tuple(shape_of(x) for x in data)
             kept.append(shapes if declared.variadic else shapes[declared.arguments.index(name[:-6])])
         elif source == ALL_ARGUMENTS:
@@ -354,8 +384,22 @@ def operand(value: Any, declared: Op) -> Any:
             )
         return value if value.ndim else value.item()
     if isinstance(value, list | tuple):
+        refuse_tracked(value, declared)
         return Tensor(value).raw
     raise DTypeError(f"{declared.name}: an argument is a {kind.__name__}.", "pass a Tensor, an array or a number.")
+
+
+def refuse_tracked(values: Any, declared: Op) -> None:
+    """A list of Tensors as one argument would be taken for numbers, and lose their derivatives."""
+    for value in values:
+        if isinstance(value, Tensor):
+            if value.node is not None:
+                raise DTypeError(
+                    f"{declared.name}: an argument is a {type(values).__name__} with Tensors that require gradients.",
+                    "join them first: tt.stack([...]).",
+                )
+        elif isinstance(value, list | tuple):
+            refuse_tracked(value, declared)
 
 
 def own(value: Any) -> Any:
@@ -365,6 +409,11 @@ def own(value: Any) -> Any:
 
 def fresh(out: Any, data: tuple[Any, ...]) -> Any:
     """The result as an array that is no other tensor's."""
+    if isinstance(out, Tensor) and out.node is not None:
+        raise DTypeError(
+            "an op's function returned a Tensor that requires gradients: an option was one, or one from outside.",
+            "only arguments are differentiated: pass option.item(), or write the formula with ops that take both.",
+        )
     kind, out = type(out).__name__, np.asarray(out)
     if out.dtype.kind not in "fiub":
         raise DTypeError(f"an op's function returned a {kind}, not an array.", "return floats, integers or bools.")
@@ -401,7 +450,7 @@ def settle(declared: Op, out: Any, data: tuple[Any, ...], options: dict[str, Any
     if target == out.dtype:
         return data, out
     data = tuple([x.astype(target) if is_array(x) and x.dtype != target else x for x in data])
-    return data, np.asarray(declared.forward(*data, **options))
+    return data, np.asarray(declared.forward(*data, **options)).astype(target, copy=False)
 
 
 def _size_of(dtype: np.dtype[Any]) -> int:
@@ -430,6 +479,7 @@ def explain(declared: Op, error: Exception, data: tuple[Any, ...]) -> Exception:
 _WRITTEN = """\
 def _written({signature}):
 {unwrap}
+    _context = _here.context
     try:
         _out = _forward({data}{pass_options})
     except _TinytapeError:
@@ -441,7 +491,6 @@ def _written({signature}):
     if _dtype is _float64 or _dtype is _float16:
         ({data},), _out = _settle(_op, _out, ({data},), {options})
         _dtype = _out.dtype
-    _context = _here.context
     if not _context.recording or ({untracked}):
         return _result(_out, None, ({data},), ({storages},))
 {own}
@@ -461,7 +510,9 @@ _UNWRAP = """\
     else:{plain}
         _{a}_data = _operand({a}, _op); _{a}_node = _{a}_storage = None"""
 
-_PLAIN = "\n        if {others}: return _forward({arguments}{pass_options})"
+_PLAIN = """
+        if {a}.__class__ is list or {a}.__class__ is tuple: _refuse_tracked({a}, _op)
+        if {others}: return _forward({arguments}{pass_options})"""
 
 
 # Compiling one takes 0.3 ms, too much for the import of so many: until its first call a function is this.
@@ -487,7 +538,7 @@ def _write(declared: Op, function: Any) -> None:
     each: Callable[[str], str] = lambda pattern: ", ".join(pattern.format(a=x) for x in a)  # noqa: E731
     pass_options = "".join(f", {o}={o}" for o in declared.options)
     others = " and ".join(f"not isinstance({x}, _Tensor)" for x in a[1:]) or "True"
-    plain = _PLAIN.format(others=others, arguments=each("{a}"), pass_options=pass_options)
+    plain = _PLAIN.format(a=a[0], others=others, arguments=each("{a}"), pass_options=pass_options)
     kept = [x for x in declared.needs if x in a]
     expressions = {x: f"_{x}_data" for x in a} | {f"{x}_shape": f"_shape_of(_{x}_data)" for x in a}
     expressions["out"] = "_out"
@@ -540,6 +591,7 @@ def _bind_options(declared: Op) -> Any:
 _TOOLS: dict[str, Any] = {
     "__name__": __name__, "_Tensor": Tensor, "_new": object.__new__, "_Node": Node, "_take_number": take_number,
     "_here": here, "_ndarray": np.ndarray, "_float64": _float64, "_float16": _float16,
-    "_operand": operand, "_own": own, "_explain": explain, "_fresh": fresh, "_settle": settle, "_shape_of": shape_of,
-    "_shared": shared, "_apart": apart, "_result": result, "_TinytapeError": TinytapeError,
+    "_operand": operand, "_own": own, "_refuse_tracked": refuse_tracked, "_explain": explain, "_fresh": fresh,
+    "_settle": settle, "_shape_of": shape_of, "_shared": shared, "_apart": apart, "_result": result,
+    "_TinytapeError": TinytapeError,
 }  # fmt: skip

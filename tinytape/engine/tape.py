@@ -137,6 +137,9 @@ class Context:
 
 class _Here(threading.local):
     def __init__(self) -> None:
+        # Infinities and NaN are values here. Once a thread, and not around every op: `np.errstate` costs as much as
+        # a small op.
+        np.seterr(all="ignore")
         self.context = Context()
 
 
@@ -184,8 +187,10 @@ def unbroadcast(gradient: Any, shape: tuple[int, ...]) -> Any:
 _by_number = attrgetter("number")
 
 
-def reachable(roots: Collection[Node], inputs: Collection[Node] | None = None) -> list[Node]:
+def reachable(roots: Collection[Node], inputs: Collection[Node] | None = None, ends: bool = False) -> list[Node]:
     """The nodes that `roots` were computed from, oldest first; of those, only what leads to `inputs`.
+
+    With `ends`, what lies behind an input is not looked at.
 
     Raises
     ------
@@ -194,6 +199,8 @@ def reachable(roots: Collection[Node], inputs: Collection[Node] | None = None) -
     """
     nodes = list(roots)
     seen = set(nodes)
+    if ends:
+        seen.update(inputs or ())
     for node in nodes:  # grows while it is walked
         parents = node.parents
         if parents is None:
@@ -206,6 +213,8 @@ def reachable(roots: Collection[Node], inputs: Collection[Node] | None = None) -
             if parent is not None and parent not in seen:
                 seen.add(parent)
                 nodes.append(parent)
+    if ends:
+        nodes.extend(inputs or ())
     nodes.sort(key=_by_number)
     if inputs is not None:
         leading = set(inputs)
@@ -222,6 +231,7 @@ def walk(
     *,
     free: bool = True,
     differentiable: bool = False,
+    ends: bool = False,
 ) -> dict[Node, Any]:
     """Carry gradients backwards from `seeds` and return those that arrive.
 
@@ -235,13 +245,16 @@ def walk(
         Release each record once it is passed.
     differentiable : bool
         Run the rules on Tensors, so that the walk is itself recorded.
+    ends : bool
+        The walk ends at `inputs`: it does not go on to those that lie behind others, and leaves their hooks to
+        the walk that it is a part of.
 
     Returns
     -------
     dict of Node to gradient
         Arrays are the caller's own: shared with nobody, in C order.
     """
-    nodes = reachable(seeds, inputs)
+    nodes = reachable(seeds, inputs, ends)
     leading = None if inputs is None else set(nodes)
     gradients: dict[Node, Any] = dict(seeds)
     owned: set[Node] = set()  # whose gradient is a sum that this walk allocated, and may add to in place
@@ -252,12 +265,12 @@ def walk(
         gradient = take(node, None)
         if gradient is None:
             continue
-        if node.hooks is not None:
+        if node.hooks is not None and not (ends and inputs is not None and node in inputs):
             gradient = run_hooks(node, gradient)
         if node in inputs if inputs is not None else type(node) is Leaf:
             own = node in owned and node.hooks is None and gradient.ndim and gradient.flags.c_contiguous
             found[node] = gradient if differentiable or own else np.array(gradient, order="C")
-            if leading is None or leading.isdisjoint(node.parents or ()):
+            if ends or leading is None or leading.isdisjoint(node.parents or ()):
                 continue  # nothing that is wanted lies behind it
         op = node.op
         parents: Any = node.parents

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from .errors import DTypeError, ShapeError, TapeError
+from .errors import DTypeError, InputError, ShapeError, TapeError
 from .operators import Operators
 from .tape import Leaf, Node, Storage, enable_grad, here, no_grad, take_number, walk
 from .tree import Array
@@ -42,7 +42,10 @@ def set_default_dtype(dtype: npt.DTypeLike) -> None:
         If `dtype` is not a float dtype.
     """
     global _default_dtype
-    found = np.dtype(dtype)
+    try:
+        found = np.dtype(dtype if cast(Any, dtype) is not None else np.object_)  # NumPy takes None for float64
+    except TypeError as error:
+        raise DTypeError(f"set_default_dtype: {error}.", "use 'float32' or 'float64'.") from error
     if found.kind != "f":
         raise DTypeError(f"set_default_dtype: dtype is {found}, not a float.", "use 'float32' or 'float64'.")
     _default_dtype = found
@@ -292,6 +295,7 @@ class Tensor(Operators):
                     "use tt.index_put(x, index, values) or tt.where, or write values.detach().",
                 )
             values = values.raw
+        values = _to_write(values, what)
         before = self.storage and self.storage.written
         target = self.writable(what)
         index = _plain_index(index)
@@ -300,10 +304,10 @@ class Tensor(Operators):
         except (ValueError, TypeError, IndexError) as error:
             if self.storage and before:
                 self.storage.written = before  # nothing was
-            raise ShapeError(
-                f"{what}: {np.shape(values)} into {target.dtype}{list(self.shape)}: {error}.",
-                "the values must broadcast to what is written.",
-            ) from error
+            text = f"{what}: {values.shape} into {target.dtype}{list(self.shape)}: {error}."
+            if isinstance(error, IndexError):
+                raise InputError(text, "an index is what x[index] takes.") from error
+            raise ShapeError(text, "the values must broadcast to what is written.") from error
 
     def writable(self, what: str = "write") -> Array:
         """The array to write into, its storage marked as written."""
@@ -364,7 +368,8 @@ class Tensor(Operators):
             extra += f" with {', '.join(options)}" if options else ""
             raise DTypeError(
                 f"np.{ufunc.__name__}{extra} has no derivative rule for a Tensor.",
-                "use the tinytape function of that name without these options, or pass x.data for plain NumPy.",
+                "use a tinytape function"
+                f"{' without these options' if options else ''}, or pass x.data for plain NumPy.",
             )
         return found(*args)
 
@@ -525,6 +530,10 @@ def _to_array(data: Any, dtype: npt.DTypeLike | None) -> Array:
     if dtype is not None and np.iscomplexobj(data):
         raise DTypeError("tensor: data are complex.", "pass data.real or abs(data).")
     try:
+        dtype = None if dtype is None else np.dtype(dtype)
+    except TypeError as error:
+        raise DTypeError(f"tensor: {error}.", "pass a dtype such as 'float32' or np.int64.") from error
+    try:
         found = np.array(data, dtype=dtype, order="C")
     except (ValueError, TypeError) as error:
         raise ShapeError(
@@ -547,6 +556,18 @@ def _of_floats(data: Any) -> bool:
             return True
         data = items[0]
     return not isinstance(data, np.ndarray | np.generic | Tensor)
+
+
+def _to_write(values: Any, what: str) -> Array:
+    try:
+        found = np.asarray(values)
+    except ValueError as error:
+        raise ShapeError(
+            f"{what}: no array can be made of the values: {error}.", "pass lists of equal length."
+        ) from error
+    if found.dtype.kind not in "fiub":
+        raise DTypeError(f"{what}: the values have dtype {found.dtype}.", "write floats, integers or bools.")
+    return found
 
 
 def _plain_index(index: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..engine.errors import DTypeError, InputError, ShapeError
-from ..engine.tape import Storage
+from ..engine.tape import Storage, here
 from ..engine.tensor import FUNCTIONS, Tensor, default_dtype
 from ..engine.tree import Array
 
@@ -71,6 +71,11 @@ def _dtype_of(value: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.node is not None and here.context.recording:
+        raise DTypeError(
+            "a tensor from nothing cannot hold a number that requires gradients.",
+            "use broadcast_to, or zeros(...) + x; or pass x.item().",
+        )
     return value.item() if getattr(value, "size", 0) == 1 else value
 
 

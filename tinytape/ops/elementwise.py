@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..engine.errors import DTypeError, InputError
-from ..engine.op import Operand, OpFunction, elementwise, op
+from ..engine.op import Operand, OpFunction, elementwise, op, refuse_tracked
 from ..engine.operators import method
 from ..engine.tensor import FUNCTIONS, UFUNCS, Tensor, default_dtype
 
@@ -320,6 +320,9 @@ def where(condition: Any, a: Any, b: Any) -> Any:
     No gradient passes to the side that was not chosen, whatever its value. Numbers that are not bools hold where
     they are not zero; nothing is differentiated with respect to them.
     """
+    for side in (a, b):
+        if isinstance(side, list | tuple):
+            refuse_tracked(side, _select.op)
     if isinstance(condition, Tensor):
         if condition.dtype != np.bool_:
             condition = not_equal(condition, 0)
@@ -385,7 +388,7 @@ def _silu(x: Operand) -> Any:
 
 def _silu_rule(g: Any, x: Any, out: Any) -> Any:
     s = sigmoid(x)
-    return g * (s + out - out * s)
+    return g * (s + (out - out * s))
 
 
 def _softplus(x: Operand, /, beta: float = 1.0, threshold: float = 20.0) -> Any:
@@ -608,6 +611,14 @@ def _reflected_divide(self: Tensor, other: Any) -> Any:
     return divide(other, self)
 
 
+def _reflected_floor_divide(self: Tensor, other: Any) -> Any:
+    return floor_divide(other, self)
+
+
+def _reflected_remainder(self: Tensor, other: Any) -> Any:
+    return remainder(other, self)
+
+
 def _reflected_power(self: Tensor, other: Any) -> Any:
     return power(other, self)
 
@@ -640,6 +651,10 @@ Tensor.__mul__ = method(multiply)
 Tensor.__rmul__ = method(multiply)
 Tensor.__truediv__ = method(divide)
 Tensor.__rtruediv__ = method(_reflected_divide)
+Tensor.__floordiv__ = method(floor_divide)
+Tensor.__rfloordiv__ = method(_reflected_floor_divide)
+Tensor.__mod__ = method(remainder)
+Tensor.__rmod__ = method(_reflected_remainder)
 Tensor.__pow__ = method(power)
 Tensor.__rpow__ = method(_reflected_power)
 Tensor.__neg__ = method(negative)

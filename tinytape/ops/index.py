@@ -371,6 +371,8 @@ def take_along_axis(x: Operand, indices: Operand, axis: int | None = -1) -> Any:
     DTypeError
         If the indices are not integers.
     """
+    if axis is not None:
+        axis = axis_of(axis, np.ndim(x), "take_along_axis")
     return _take_along_axis(x, indices, axis)
 
 

@@ -343,6 +343,8 @@ def _(g: Any, x: Any, out: Any, ord: Any, axis: Axis, keepdims: bool) -> Any:
     ratio = size / length
     if ord < 1:  # ratio ** (ord - 1) has a pole at 0
         ratio = _where(ratio == 0, math.inf, ratio)
+    elif ord < 2:  # its derivative has
+        ratio = _where(x == 0, 1, ratio)
     return g * (np.sign(x) * ratio ** (ord - 1))
 
 

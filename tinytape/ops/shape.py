@@ -344,6 +344,8 @@ def pad(x: Operand, pad_width: Any, mode: str = "constant", constant_values: Any
     """
     if mode != "constant":
         raise InputError(f"pad: mode is {mode!r}.", 'only mode="constant" is there; build others with concatenate.')
+    if isinstance(constant_values, Tensor) and constant_values.requires_grad:
+        raise DTypeError("pad: constant_values requires gradients, and has none.", "build it with concatenate.")
     x = x if isinstance(x, Tensor) else np.asarray(x)
     widths = np.asarray(pad_width)
     if widths.dtype.kind not in "iu":
