@@ -319,3 +319,18 @@ def test_checkpoint_notices_that_an_argument_was_written() -> None:
     constant.copy_(100.0)
     with pytest.raises(tt.TapeError, match="written in place"):
         loss.backward()
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: np.sum(np.asarray(x)),
+        lambda x: np.array([x[0], x[1]]).sum(),
+        lambda x: tt.sum(x) + np.ones(3).dot(x),
+    ],
+)
+def test_bare_numpy_on_what_is_being_differentiated_is_refused(f: Any) -> None:
+    for transformed in (tt.grad(f), lambda x: tt.jvp(f, (x,), (x,))):
+        with pytest.raises((tt.TapeError, ValueError), match="drop the derivative"):
+            transformed(X)
+    np.asarray(tt.tensor(X, requires_grad=True))  # to print or draw it, outside of one, is fine

@@ -203,7 +203,7 @@ def _values(tree: Any) -> list[Array]:
 
 
 def _is_float(x: Any) -> bool:
-    return np.asarray(x).dtype.kind == "f"
+    return (x.dtype if isinstance(x, Tensor) else np.asarray(x).dtype).kind == "f"
 
 
 def _differences(right: list[Array], left: list[Array], eps: float) -> list[Array]:

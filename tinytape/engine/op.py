@@ -227,6 +227,8 @@ def _declare(forward: Callable[..., Any], name: str | None, kind: Kind, several:
 
     def vjp(rule: Callable[..., Any]) -> Callable[..., Any]:
         declared.set_rule(rule)
+        if isinstance(forward, np.ufunc):
+            function.__module__ = rule.__module__  # where it can be found again, by pickle for one
         function.__code__ = unwritten  # what is kept is part of the text: write it again
         return rule
 
@@ -240,7 +242,8 @@ def _declare(forward: Callable[..., Any], name: str | None, kind: Kind, several:
     function.__doc__ = forward.__doc__
     if isinstance(forward, np.ufunc):  # its first sentence: what follows tells of options that an op does not have
         function.__doc__ = (forward.__doc__ or "").partition("\n\n")[2].partition("\n\n")[0]
-    function.__module__ = forward.__module__ if not isinstance(forward, np.ufunc) else __name__
+    if not isinstance(forward, np.ufunc):
+        function.__module__ = forward.__module__
     return function
 
 
@@ -494,10 +497,12 @@ def _written({signature}):
     if not _context.recording or ({untracked}):
         return _result(_out, None, ({data},), ({storages},))
 {own}
-    _node = _Node(_take_number(), _op, ({nodes},), ({kept}), _out.shape, _dtype, {watched}, _context.step)
+    _node = _new(_Node)  # field by field: 0.1 us less than a call
+    _node.number = _take_number(); _node.op = _op; _node.parents = ({nodes},); _node.kept = ({kept})
+    _node.shape = _out.shape; _node.dtype = _dtype; _node.watched = {watched}
+    _node.step = _context.step; _node.hooks = None
     _tensor = _new(_Tensor)
-    _tensor.raw = _out
-    _tensor.node = _node
+    _tensor.raw = _out; _tensor.node = _node
     _tensor.storage = None if _out.base is None else _shared(_out, ({data},), ({storages},))
     if _context.tape is not None:
         _context.tape.append(_node, ({arguments},), {options}, _tensor)

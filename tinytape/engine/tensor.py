@@ -357,6 +357,12 @@ class Tensor(Operators):
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         values = self.values_for("a NumPy function that takes the bare array")
+        if here.context.depth and self.node is not None:
+            raise TapeError(
+                "np.asarray, or a NumPy function that uses it, on a Tensor that is being differentiated: it would "
+                "drop the derivative.",
+                "use tt.stack for a list of tensors and ops of tinytape, or x.detach() to drop it on purpose.",
+            )
         if copy or (dtype is not None and np.dtype(dtype) != values.dtype):
             return values.astype(dtype or values.dtype)
         return self.data
