@@ -19,7 +19,7 @@ PACKAGE = ROOT / "tinytape"
 # For each part of the package: what it may import of ours, and what more inside functions (lazily).
 # A part may import itself; imports under `if TYPE_CHECKING` are free.
 TAPE = "engine ops random"
-TAPE_USERS = "transforms loop compile check inspect"
+TAPE_USERS = "transforms recompute loop compile check inspect"
 MAY = {
     "engine": ("", ""),
     "kernels": ("", ""),

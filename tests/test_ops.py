@@ -166,5 +166,5 @@ def test_every_op_has_a_row() -> None:
 
 def _wrapped_ops() -> list[str]:
     """Public functions that the op modules export, whether they are ops themselves or wrap one."""
-    modules = ("elementwise", "reduce", "shape", "index", "linalg", "softmax")
+    modules = ("activation", "elementwise", "reduce", "shape", "index", "order", "linalg", "softmax")
     return [name for m in modules for name in importlib.import_module(f"tinytape.ops.{m}").__all__]

@@ -11,6 +11,7 @@ from .engine.op import Op, Operand, OpFunction, elementwise, op
 from .engine.recording import Tape
 from .engine.tape import enable_grad, no_grad, time_step
 from .engine.tensor import Tensor, default_dtype, gradient, set_default_dtype, tensor
+from .ops.activation import elu, erf, gelu, leaky_relu, relu, sigmoid, silu, softplus
 from .ops.creation import (
     arange,
     as_tensor,
@@ -41,22 +42,18 @@ from .ops.elementwise import (
     cos,
     cosh,
     divide,
-    elu,
     equal,
-    erf,
     exp,
     exp2,
     expm1,
     floor,
     floor_divide,
-    gelu,
     greater,
     greater_equal,
     hypot,
     isfinite,
     isinf,
     isnan,
-    leaky_relu,
     less,
     less_equal,
     log,
@@ -75,15 +72,11 @@ from .ops.elementwise import (
     not_equal,
     power,
     reciprocal,
-    relu,
     remainder,
     round,
-    sigmoid,
     sign,
-    silu,
     sin,
     sinh,
-    softplus,
     sqrt,
     square,
     subtract,
@@ -91,8 +84,9 @@ from .ops.elementwise import (
     tanh,
     where,
 )
-from .ops.index import argsort, embedding, index_put, scatter_add, sort, take, take_along_axis, topk
+from .ops.index import embedding, index_put, scatter_add, take, take_along_axis
 from .ops.linalg import dot, einsum, matmul, outer, tensordot, trace
+from .ops.order import argsort, sort, topk
 from .ops.reduce import all, any, argmax, argmin, cumprod, cumsum, logsumexp, max, mean, min, norm, prod, std, sum, var
 from .ops.shape import (
     broadcast_to,
@@ -119,7 +113,8 @@ from .ops.shape import (
 )
 from .ops.softmax import cross_entropy, log_softmax, softmax
 from .random import Generator, default_generator, manual_seed
-from .transforms import checkpoint, grad, hessian, hvp, jacfwd, jacrev, jvp, value_and_grad, vjp
+from .recompute import checkpoint
+from .transforms import grad, hessian, hvp, jacfwd, jacrev, jvp, value_and_grad, vjp
 
 if _TYPE_CHECKING:
     from . import data, io

@@ -1,4 +1,4 @@
-"""Functions of functions: `grad`, `value_and_grad`, `vjp`, `jvp`, Jacobians, Hessians, `hvp` and `checkpoint`.
+"""Functions of functions: `grad`, `value_and_grad`, `vjp`, `jvp`, Jacobians, Hessians and `hvp`.
 
 They take functions of arrays, of Tensors, and of nested dicts, lists and tuples of them. What was given as arrays
 comes back as arrays, what was given as Tensors comes back as Tensors that are themselves differentiable. They nest.
@@ -16,14 +16,15 @@ from typing import Any, cast
 
 import numpy as np
 
-from .engine.errors import DTypeError, InputError, ShapeError, TapeError
-from .engine.op import Op, Operand, op, own
-from .engine.recording import Record, Tape
-from .engine.tape import Leaf, Node, Part, enable_grad, here, no_grad, reachable, take_number, walk
+from .engine.errors import DTypeError, InputError, ShapeError
+from .engine.forward import push_forward
+from .engine.op import Operand, op
+from .engine.recording import Tape
+from .engine.tape import Node, enable_grad, here, no_grad, reachable, take_number, walk
 from .engine.tensor import Tensor
 from .engine.tree import flatten, map_leaves, unflatten
 
-__all__ = ["checkpoint", "grad", "hessian", "hvp", "jacfwd", "jacrev", "jvp", "value_and_grad", "vjp"]
+__all__ = ["grad", "hessian", "hvp", "jacfwd", "jacrev", "jvp", "value_and_grad", "vjp"]
 
 Function = Callable[..., Any]
 
@@ -218,95 +219,6 @@ def linearize(f: Function, *primals: Any) -> tuple[Any, Callable[..., Any]]:
     return _leave_all(value, primals, differentiable), push
 
 
-def push_forward(records: list[Record], tangents: dict[Node, Any], differentiable: bool) -> None:
-    """Go along recorded calls and add the tangent of every result that depends on those in `tangents`."""
-    for record in records:
-        moving = [tangents.get(x.node) if isinstance(x, Tensor) and x.node is not None else None for x in record.args]
-        if all(t is None for t in moving):
-            continue
-        declared = record.node.op
-        assert declared is not None
-        outs: tuple[Tensor, ...] = record.out if declared.several else (record.out,)
-        if differentiable:
-            args, values = record.args, outs
-        else:
-            args = tuple(x.raw if isinstance(x, Tensor) else x for x in record.args)
-            values = tuple(x.raw for x in outs)
-        found = _tangent(declared, args, record.params, values, moving)
-        for out, tangent in zip(outs, found if declared.several else (found,), strict=True):
-            if out.node is not None:
-                tangents[out.node] = tangent
-
-
-def _tangent(
-    declared: Op, args: tuple[Any, ...], options: dict[str, Any], outs: tuple[Any, ...], moving: list[Any]
-) -> Any:
-    """The tangent of one op's result, from what its declaration says of it."""
-
-    def values_of(names: tuple[str, ...]) -> list[Any]:
-        known = {"out": outs[0], "wants": tuple(t is not None for t in moving), **options}
-        if declared.variadic:
-            known[declared.arguments[0]] = args
-            known[f"{declared.arguments[0]}_shape"] = tuple(np.shape(x) for x in args)
-        else:
-            known.update(zip(declared.arguments, args, strict=True))
-            known.update({f"{name}_shape": np.shape(x) for name, x in zip(declared.arguments, args, strict=True)})
-        return [known[name] for name in names]
-
-    def evaluate(arguments: Sequence[Any]) -> Any:
-        return declared.function(*arguments, **options)
-
-    if declared.tangent_rule is not None:
-        filled = [np.zeros_like(x) if t is None else t for x, t in zip(args, moving, strict=True)]
-        return declared.tangent_rule(*filled, *values_of(declared.tangent_needs))
-    if declared.kind == "elementwise":
-        needed = values_of(declared.needs)
-        terms: list[Any] = []
-        for i, tangent in enumerate(moving):
-            if tangent is not None:
-                if tangent.shape != outs[0].shape:
-                    tangent = np.broadcast_to(tangent, outs[0].shape)
-                term = declared.rule(tangent, *needed)
-                terms.append(term[i] if isinstance(term, tuple) else term)
-        return _sum(terms)
-    if declared.kind == "linear":
-        return evaluate([np.zeros_like(x) if t is None else t for x, t in zip(args, moving, strict=True)])
-    if declared.kind == "multilinear":
-        return _sum([evaluate([*args[:i], t, *args[i + 1 :]]) for i, t in enumerate(moving) if t is not None])
-    return _transposed(declared, values_of(declared.needs), outs, moving)
-
-
-def _transposed(declared: Op, needed: list[Any], outs: tuple[Any, ...], moving: list[Any]) -> Any:
-    """Forward mode of an op that declares only its vjp.
-
-    The vjp is linear in g, and its transpose is the jvp: with L(g) = sum of <vjp(g), tangent>, the tangent of the
-    result is dL/dg, wherever g is.
-    """
-    with enable_grad():
-        seeds = [Tensor(np.zeros(x.shape, x.dtype), requires_grad=x.dtype.kind == "f") for x in outs]
-        gradients: Any = declared.rule(tuple(seeds) if declared.several else seeds[0], *needed)
-        if gradients.__class__ is not tuple:
-            gradients = (gradients,)
-        outer = any(isinstance(x, Tensor) for x in (*needed, *moving, *outs))
-        starts: dict[Node, Any] = {}
-        for g, tangent in zip(gradients, moving, strict=True):
-            if isinstance(g, Tensor) and g.node is not None and tangent is not None:
-                along = np.sum(g * tangent)
-                one = np.ones((), along.dtype)
-                starts[along.node] = Tensor.of(one) if outer else one
-        wanted = {seed.node for seed in seeds if seed.node is not None}
-        found = walk(starts, wanted, free=False, differentiable=outer)
-    results = [found.get(s.node, np.zeros(s.shape, s.dtype)) if s.node is not None else None for s in seeds]
-    return results if declared.several else results[0]
-
-
-def _sum(terms: list[Any]) -> Any:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
-
-
 # ---- Jacobians and Hessians ---------------------------------------------------------------------------------------
 
 
@@ -386,132 +298,6 @@ def hvp(f: Function, primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
     _check_sequences("hvp", primals, tangents)
     argnums = 0 if len(primals) == 1 else tuple(range(len(primals)))
     return jvp(grad(f, argnums), primals, tangents)[1]
-
-
-# ---- checkpoint ---------------------------------------------------------------------------------------------------
-
-
-def checkpoint(f: Function) -> Function:
-    """`f` that keeps none of its intermediate values: they are computed again during the backward walk.
-
-    Gradients reach the arguments and every tensor that f takes from outside (a module's parameters). Draws from
-    generators of `tinytape.random`, as in dropout, are repeated exactly. f must otherwise compute the same thing
-    twice (Griewank 1992; Chen et al. 2016). On a tape that keeps every call, as forward mode does, f is recorded
-    as it is.
-
-    Examples
-    --------
-    >>> y = tt.checkpoint(model)(x)  # keeps x alone; one more forward pass in backward()
-    """
-
-    @wraps(f)
-    def checkpointed(*args: Any, **options: Any) -> Any:
-        context = here.context
-        if not context.recording or _keeps_calls(context.tape):
-            return f(*args, **options)
-        start = take_number()
-        was_drawn, was_tape = context.drawn, context.tape
-        drawn: dict[Any, Any] = {}
-        context.drawn, context.tape = drawn, None
-        try:
-            value = f(*args, **options)
-        finally:
-            context.drawn, context.tape = was_drawn, was_tape
-            if was_drawn is not None:
-                for generator, state in drawn.items():
-                    was_drawn.setdefault(generator, state)
-        outputs = [x for x in flatten(value) if isinstance(x, Tensor)]
-        heads = [x.node for x in outputs if x.node is not None and x.node.number > start]
-        if not heads:
-            return value
-        frontier = sorted(_frontier(heads, start), key=lambda node: node.number)
-        replay = _Replay(f, args, options, drawn, frontier)
-        tracked = [x.node is not None and x.node.number > start for x in outputs]
-        results = iter(replay.record([x.raw for x, t in zip(outputs, tracked, strict=True) if t]))
-        again = [
-            (next(results) if x.node is not None and x.node.number > start else x) if isinstance(x, Tensor) else x
-            for x in flatten(value)
-        ]
-        return unflatten(value, again)
-
-    return checkpointed
-
-
-class _Replay:
-    """One call of a checkpointed function, as an op whose rule runs the function again."""
-
-    def __init__(
-        self, f: Function, args: tuple[Any, ...], options: dict[str, Any], drawn: dict[Any, Any], frontier: list[Node]
-    ) -> None:
-        self.f, self.drawn, self.frontier = f, drawn, frontier
-        self.args, self.options = map_leaves(own, args), map_leaves(own, options)
-        self.start = take_number()
-
-    def record(self, values: list[Any]) -> list[Tensor]:
-        """Results with the given values whose gradients go straight to the frontier."""
-        context = here.context
-        declared = Op(lambda *xs: xs, f"checkpoint({getattr(self.f, '__name__', type(self.f).__name__)})", "general",
-                      True, False)  # fmt: skip
-        declared.rule = self.rule
-        declared.differentiable_rule = lambda node, gradient: self.rule(gradient)  # type: ignore[method-assign]
-        shapes, dtypes = tuple(v.shape for v in values), tuple(v.dtype for v in values)
-        given = flatten((self.args, self.options))
-        storages = tuple(x.storage for x in (*given, *self.frontier) if isinstance(x, Tensor | Leaf))
-        number = take_number()
-        node = Node(number, declared, tuple(self.frontier), (), shapes, dtypes, storages or None, context.step)
-        results = [Tensor.of(v, Part(node, i)) for i, v in enumerate(values)]
-        if context.tape is not None:
-            context.tape.append(node, (), {}, tuple(results))
-        return results
-
-    def rule(self, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
-        differentiable = any(isinstance(g, Tensor) for g in gradients)
-        start = take_number()
-        states = {generator: generator.state() for generator in self.drawn}
-        for generator, state in self.drawn.items():
-            generator.set_state(state)
-        context = here.context
-        was_rule, was_tape, context.rule, context.tape = context.rule, context.tape, None, None
-        try:
-            with enable_grad():
-                value = self.f(*self.args, **self.options)
-            outputs = [x for x in flatten(value) if isinstance(x, Tensor)]
-            heads = [x.node for x in outputs if x.node is not None and x.node.number > start]
-            if len(heads) != len(gradients):
-                raise TapeError(
-                    f"checkpoint: the second run gave {len(heads)} results that need gradients, the first "
-                    f"{len(gradients)}.",
-                    "the function must compute the same thing twice.",
-                )
-            seeds: dict[Node, Any] = {}
-            for head, g in zip(heads, gradients, strict=True):
-                seed = _lift(g, head.dtype) if differentiable else g
-                seeds[head] = seeds[head] + seed if head in seeds else seed
-            found = walk(seeds, set(self.frontier), free=not differentiable, differentiable=differentiable, ends=True)
-        finally:
-            context.rule, context.tape = was_rule, was_tape
-            for generator, state in states.items():
-                generator.set_state(state)
-        return tuple(found.get(node) for node in self.frontier)
-
-
-def _keeps_calls(tape: Tape | None) -> bool:
-    while tape is not None and not tape.keep_calls:
-        tape = tape.outer
-    return tape is not None
-
-
-def _frontier(heads: list[Node], start: int) -> set[Node]:
-    """The nodes made before `start` that those made after it depend on."""
-    nodes = list(dict.fromkeys(heads))
-    seen = set(nodes)
-    for node in nodes:  # grows while it is walked
-        for parent in node.parents or ():
-            if parent is not None and parent not in seen:
-                seen.add(parent)
-                if parent.number > start:
-                    nodes.append(parent)
-    return {node for node in seen if node.number < start}
 
 
 # ---- shared -------------------------------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from ..engine.errors import InputError, ShapeError
 from ..engine.tensor import Tensor
+from ..ops.activation import relu, sigmoid
 from ..ops.creation import zeros
-from ..ops.elementwise import relu, sigmoid, tanh
+from ..ops.elementwise import tanh
 from ..ops.shape import split
 from ..random import Generator, default_generator
 from . import functional as F

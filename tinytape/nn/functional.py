@@ -10,7 +10,8 @@ import numpy as np
 from ..engine.errors import DTypeError, InputError, ShapeError
 from ..engine.tensor import Tensor
 from ..ops import index
-from ..ops.elementwise import elu, gelu, leaky_relu, relu, sigmoid, silu, softplus, sqrt, square, tanh, where
+from ..ops.activation import elu, gelu, leaky_relu, relu, sigmoid, silu, softplus
+from ..ops.elementwise import sqrt, square, tanh, where
 from ..ops.linalg import matmul
 from ..ops.reduce import mean
 from ..ops.softmax import log_softmax, softmax

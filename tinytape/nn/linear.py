@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from ..engine.errors import ShapeError
 from ..engine.tensor import Tensor, default_dtype
-from ..ops.elementwise import gelu, relu, sigmoid, silu, tanh
+from ..ops.activation import gelu, relu, sigmoid, silu
+from ..ops.elementwise import tanh
 from ..random import Generator, default_generator
 from . import functional as F
 from .checks import check_dtype, check_features, check_sizes

@@ -16,8 +16,9 @@ import numpy as np
 
 from ..engine.errors import DTypeError, InputError, ShapeError
 from ..engine.tensor import Tensor
+from ..ops.activation import softplus
 from ..ops.elementwise import abs as absolute
-from ..ops.elementwise import log, maximum, softplus, square, where
+from ..ops.elementwise import log, maximum, square, where
 from ..ops.index import take_along_axis
 from ..ops.reduce import mean
 from ..ops.reduce import sum as total

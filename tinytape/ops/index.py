@@ -1,4 +1,4 @@
-"""Indexing, sorting and embeddings, and their adjoints: gradients go back to where the values were taken from.
+"""Indexing and embeddings, and their adjoints: gradients go back to where the values were taken from.
 
 A position that was taken twice gets the sum of both gradients. Sums over equal positions are made by sorting
 (`sum_rows`), never one element at a time.
@@ -22,14 +22,11 @@ from ..engine.tensor import FUNCTIONS, Tensor
 from ..engine.tree import Array, is_array
 
 __all__ = [
-    "argsort",
     "embedding",
     "index_put",
     "scatter_add",
-    "sort",
     "take",
     "take_along_axis",
-    "topk",
 ]
 
 ARRAY = "array"
@@ -576,54 +573,6 @@ def stays_written(index: Operand, /, template: Template, shape: tuple[int, ...])
     return cast(Array, last[places]) == cast(Array, numbers.reshape(places.shape))
 
 
-# ---- sorting --------------------------------------------------------------------------------------------------------
-
-
-@op(kind="constant")
-def argsort(x: Operand, /, axis: int | None = -1) -> Any:
-    """The positions along `axis` (None: of the flattened `x`) in rising order of value; ties in their own order."""
-    return np.argsort(x, axis, kind="stable")
-
-
-def sort(x: Operand, axis: int | None = -1) -> Any:
-    """`x` in rising order along `axis` (None: flattened). Equal elements keep their order, and so their gradients."""
-    x = x if isinstance(x, Tensor) else np.asarray(x)
-    return take_along_axis(x, argsort(x, axis), axis)
-
-
-def topk(x: Operand, k: int, axis: int = -1) -> tuple[Any, Any]:
-    """The `k` largest elements along `axis`, in falling order, and their positions.
-
-    NaN counts as larger than any number; of equal elements the first comes first.
-
-    Returns
-    -------
-    values, indices : Tensor
-        Of x's shape, with `k` along `axis`. The indices are constants.
-
-    Raises
-    ------
-    InputError
-        If `k` is negative or larger than the axis.
-    """
-    x = x if isinstance(x, Tensor) else np.asarray(x)
-    axis = axis_of(axis, x.ndim, "topk")
-    n, k = x.shape[axis], integer(k, "topk: k")
-    if not 0 <= k <= n:
-        raise InputError(f"topk: k is {k}, the axis has {n} elements.", f"use a k from 0 to {n}.")
-    indices = largest(x, k, axis)
-    return take_along_axis(x, indices, axis), indices
-
-
-@op(kind="constant")
-def largest(x: Operand, /, k: int, axis: int) -> Any:
-    """The positions of the `k` largest elements."""
-    n = x.shape[axis]
-    # Sorting the reversed array and reading it backwards puts the first of equal elements first.
-    falling = np.flip(n - 1 - np.argsort(np.flip(x, axis), axis, kind="stable"), axis)
-    return falling[(slice(None),) * axis + (slice(k),)]
-
-
 # ---- binding --------------------------------------------------------------------------------------------------------
 
 
@@ -633,18 +582,8 @@ def _numpy_take(a: Any, indices: Any, axis: int | None = None, out: None = None,
     return take(a, indices, axis)
 
 
-def _numpy_sort(a: Any, axis: int | None = -1, kind: Any = None, order: None = None, *, stable: Any = None) -> Any:
-    return sort(a, axis)
-
-
-def _numpy_argsort(a: Any, axis: int | None = -1, kind: Any = None, order: None = None, *, stable: Any = None) -> Any:
-    return argsort(a, axis)
-
-
 FUNCTIONS[np.take] = _numpy_take
 FUNCTIONS[np.take_along_axis] = take_along_axis
-FUNCTIONS[np.sort] = _numpy_sort
-FUNCTIONS[np.argsort] = _numpy_argsort
 
 Tensor.__getitem__ = method(index_by)
 Tensor.take = method(take)

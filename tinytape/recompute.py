@@ -1,0 +1,141 @@
+"""`checkpoint`: a function that keeps none of its intermediate values and computes them again when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from .engine.errors import TapeError
+from .engine.op import Op, own
+from .engine.recording import Tape
+from .engine.tape import Leaf, Node, Part, enable_grad, here, take_number, walk
+from .engine.tensor import Tensor
+from .engine.tree import flatten, map_leaves, unflatten
+
+__all__ = ["checkpoint"]
+
+Function = Callable[..., Any]
+
+
+def checkpoint(f: Function) -> Function:
+    """`f` that keeps none of its intermediate values: they are computed again during the backward walk.
+
+    Gradients reach the arguments and every tensor that f takes from outside (a module's parameters). Draws from
+    generators of `tinytape.random`, as in dropout, are repeated exactly. f must otherwise compute the same thing
+    twice (Griewank 1992; Chen et al. 2016). On a tape that keeps every call, as forward mode does, f is recorded
+    as it is.
+
+    Examples
+    --------
+    >>> y = tt.checkpoint(model)(x)  # keeps x alone; one more forward pass in backward()
+    """
+
+    @wraps(f)
+    def checkpointed(*args: Any, **options: Any) -> Any:
+        context = here.context
+        if not context.recording or _keeps_calls(context.tape):
+            return f(*args, **options)
+        start = take_number()
+        was_drawn, was_tape = context.drawn, context.tape
+        drawn: dict[Any, Any] = {}
+        context.drawn, context.tape = drawn, None
+        try:
+            value = f(*args, **options)
+        finally:
+            context.drawn, context.tape = was_drawn, was_tape
+            if was_drawn is not None:
+                for generator, state in drawn.items():
+                    was_drawn.setdefault(generator, state)
+        outputs = [x for x in flatten(value) if isinstance(x, Tensor)]
+        heads = [x.node for x in outputs if x.node is not None and x.node.number > start]
+        if not heads:
+            return value
+        frontier = sorted(_frontier(heads, start), key=lambda node: node.number)
+        replay = _Replay(f, args, options, drawn, frontier)
+        tracked = [x.node is not None and x.node.number > start for x in outputs]
+        results = iter(replay.record([x.raw for x, t in zip(outputs, tracked, strict=True) if t]))
+        again = [
+            (next(results) if x.node is not None and x.node.number > start else x) if isinstance(x, Tensor) else x
+            for x in flatten(value)
+        ]
+        return unflatten(value, again)
+
+    return checkpointed
+
+
+class _Replay:
+    """One call of a checkpointed function, as an op whose rule runs the function again."""
+
+    def __init__(
+        self, f: Function, args: tuple[Any, ...], options: dict[str, Any], drawn: dict[Any, Any], frontier: list[Node]
+    ) -> None:
+        self.f, self.drawn, self.frontier = f, drawn, frontier
+        self.args, self.options = map_leaves(own, args), map_leaves(own, options)
+        self.start = take_number()
+
+    def record(self, values: list[Any]) -> list[Tensor]:
+        """Results with the given values whose gradients go straight to the frontier."""
+        context = here.context
+        declared = Op(lambda *xs: xs, f"checkpoint({getattr(self.f, '__name__', type(self.f).__name__)})", "general",
+                      True, False)  # fmt: skip
+        declared.rule = self.rule
+        declared.differentiable_rule = lambda node, gradient: self.rule(gradient)  # type: ignore[method-assign]
+        shapes, dtypes = tuple(v.shape for v in values), tuple(v.dtype for v in values)
+        given = flatten((self.args, self.options))
+        storages = tuple(x.storage for x in (*given, *self.frontier) if isinstance(x, Tensor | Leaf))
+        number = take_number()
+        node = Node(number, declared, tuple(self.frontier), (), shapes, dtypes, storages or None, context.step)
+        results = [Tensor.of(v, Part(node, i)) for i, v in enumerate(values)]
+        if context.tape is not None:
+            context.tape.append(node, (), {}, tuple(results))
+        return results
+
+    def rule(self, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
+        differentiable = any(isinstance(g, Tensor) for g in gradients)
+        start = take_number()
+        states = {generator: generator.state() for generator in self.drawn}
+        for generator, state in self.drawn.items():
+            generator.set_state(state)
+        context = here.context
+        was_rule, was_tape, context.rule, context.tape = context.rule, context.tape, None, None
+        try:
+            with enable_grad():
+                value = self.f(*self.args, **self.options)
+            outputs = [x for x in flatten(value) if isinstance(x, Tensor)]
+            heads = [x.node for x in outputs if x.node is not None and x.node.number > start]
+            if len(heads) != len(gradients):
+                raise TapeError(
+                    f"checkpoint: the second run gave {len(heads)} results that need gradients, the first "
+                    f"{len(gradients)}.",
+                    "the function must compute the same thing twice.",
+                )
+            seeds: dict[Node, Any] = {}
+            for head, g in zip(heads, gradients, strict=True):
+                seed = Tensor(g) if differentiable and not isinstance(g, Tensor) else g
+                seeds[head] = seeds[head] + seed if head in seeds else seed
+            found = walk(seeds, set(self.frontier), free=not differentiable, differentiable=differentiable, ends=True)
+        finally:
+            context.rule, context.tape = was_rule, was_tape
+            for generator, state in states.items():
+                generator.set_state(state)
+        return tuple(found.get(node) for node in self.frontier)
+
+
+def _keeps_calls(tape: Tape | None) -> bool:
+    while tape is not None and not tape.keep_calls:
+        tape = tape.outer
+    return tape is not None
+
+
+def _frontier(heads: list[Node], start: int) -> set[Node]:
+    """The nodes made before `start` that those made after it depend on."""
+    nodes = list(dict.fromkeys(heads))
+    seen = set(nodes)
+    for node in nodes:  # grows while it is walked
+        for parent in node.parents or ():
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                if parent.number > start:
+                    nodes.append(parent)
+    return {node for node in seen if node.number < start}
