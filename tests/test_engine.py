@@ -1326,3 +1326,33 @@ def test_the_price_of_a_record_leaves_out_memory_that_is_there_anyway() -> None:
         _ = tt.tanh(x @ w.T)  # keeps x (5 x 4) and a view of w; then tanh keeps its result (5 x 3)
     assert [sum(kept_buffers(record.node).values()) for record in tape.records] == [0, 5 * 4 * 8, 5 * 3 * 8]
     assert f"keep {5 * 4 * 8 + 5 * 3 * 8:,} bytes" in str(tape)
+
+
+def test_an_option_given_as_a_list_may_be_changed_afterwards() -> None:
+    x = tt.tensor(np.arange(4.0).reshape(2, 2), requires_grad=True)
+    axes = [1, 0]
+    y = tt.transpose(x, axes)
+    axes[:] = [0, 1]
+    (y * np.array([[1.0, 2.0], [3.0, 4.0]])).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [[1.0, 3.0], [2.0, 4.0]])  # type: ignore[union-attr]
+
+
+def test_an_integer_result_is_a_constant_whatever_was_declared() -> None:
+    @tt.op
+    def rank(x):
+        return np.argsort(np.argsort(x))
+
+    for x in ([3.0, 1.0], np.array([3.0, 1.0])):
+        result = rank(tt.tensor(x, requires_grad=True))
+        assert not result.requires_grad and result.dtype == np.int64
+
+
+def test_an_error_of_the_users_own_function_stays_as_it_is() -> None:
+    @tt.op
+    def broken(x):
+        return {}["missing"]
+
+    with pytest.raises(KeyError, match="missing"):
+        broken(tt.tensor([1.0]))
+    with pytest.raises(tt.InputError, match="add"):
+        tt.tensor([1]) + 2**70

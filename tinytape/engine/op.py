@@ -57,8 +57,6 @@ Kind = Literal["elementwise", "linear", "multilinear", "general", "constant"]
 
 OUT, NOT_A_VALUE, ALL_ARGUMENTS = -1, -2, -3  # see Op.sources
 
-_float64, _float16 = np.dtype(np.float64), np.dtype(np.float16)
-
 
 class OpFunction(Protocol, Generic[P]):
     """What `op` returns: a plain function that takes Tensors or arrays, with its declaration attached."""
@@ -317,14 +315,15 @@ def call(declared: Op, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         out = declared.forward(*data, **options)
     except TinytapeError:
         raise  # not from itself: that would be a cycle, which keeps the graph alive
-    except Exception as error:
+    except NUMPYS_ERRORS as error:
         raise explain(declared, error, data) from error
     if declared.several:
         outs = tuple(fresh(x, data) for x in out)
     else:
         data, settled = settle(declared, fresh(out, data), data, options)
         outs = (settled,)
-    if declared.kind == "constant" or all(n is None for n in nodes) or not context.recording:
+    floats = any(x.dtype.kind == "f" for x in outs)
+    if not floats or declared.kind == "constant" or all(n is None for n in nodes) or not context.recording:
         results = tuple(result(x, None, data, storages) for x in outs)
         return results if declared.several else results[0]
     kept, watched = _keep(declared, args, data, nodes, storages, options, outs[0])
@@ -460,6 +459,10 @@ def _size_of(dtype: np.dtype[Any]) -> int:
     return dtype.itemsize
 
 
+NUMPYS_ERRORS = (ValueError, TypeError, IndexError, ArithmeticError, MemoryError)
+"""What NumPy raises where arguments do not fit. Anything else comes from a user's own function, and is his."""
+
+
 def explain(declared: Op, error: Exception, data: tuple[Any, ...]) -> Exception:
     """NumPy's error as one of ours, with the shapes and dtypes that met."""
     names = declared.arguments * len(data) if declared.variadic else declared.arguments
@@ -472,6 +475,8 @@ def explain(declared: Op, error: Exception, data: tuple[Any, ...]) -> Exception:
         return MemoryError(what)
     if isinstance(error, TypeError):
         return DTypeError(what, "check the arguments' kinds and dtypes.")
+    if isinstance(error, ArithmeticError):
+        return InputError(what, "check the arguments' values.")
     return ShapeError(what, "check the shapes and axes; reshape, expand_dims or transpose one of the arguments.")
 
 
@@ -481,19 +486,21 @@ def explain(declared: Op, error: Exception, data: tuple[Any, ...]) -> Exception:
 
 _WRITTEN = """\
 def _written({signature}):
-{unwrap}
+{settled_options}{unwrap}
     _context = _here.context
     try:
         _out = _forward({data}{pass_options})
     except _TinytapeError:
         raise
-    except Exception as _error:
+    except _NUMPYS_ERRORS as _error:
         raise _explain(_op, _error, ({data},)) from _error
     {fresh}
     _dtype = _out.dtype
-    if _dtype is _float64 or _dtype is _float16:
+    if _dtype is not _float32:
         ({data},), _out = _settle(_op, _out, ({data},), {options})
         _dtype = _out.dtype
+        if _dtype.kind != "f":
+            return _result(_out, None, ({data},), ({storages},))
     if not _context.recording or ({untracked}):
         return _result(_out, None, ({data},), ({storages},))
 {own}
@@ -559,6 +566,8 @@ def _write(declared: Op, function: Any) -> None:
             [each("{a}") + (", /" if declared.options else "")]
             + [f"{o}=_default_{o}" if o in declared.defaults else o for o in declared.options]
         ),
+        # A list could be changed before the walk.
+        settled_options="".join(f"    if {o}.__class__ is list: {o} = tuple({o})\n" for o in declared.options),
         unwrap="\n".join(_UNWRAP.format(a=x, plain=plain if i == 0 else "") for i, x in enumerate(a)),
         arguments=each("{a}"),
         data=each("_{a}_data"),
@@ -578,16 +587,21 @@ def _write(declared: Op, function: Any) -> None:
     function.__defaults__, function.__code__ = written.__defaults__, written.__code__
 
 
+def _settled(options: dict[str, Any]) -> dict[str, Any]:
+    return {o: tuple(cast("list[Any]", value)) if isinstance(value, list) else value for o, value in options.items()}
+
+
 def _bind_options(declared: Op) -> Any:
     signature = declared.signature
 
     def function(*args: Any, **options: Any) -> Any:
         if declared.variadic:
-            return call(declared, args, declared.defaults | options)
+            return call(declared, args, _settled(declared.defaults | options))
         bound = signature.bind(*args, **options)
         bound.apply_defaults()
         values = bound.arguments
-        return call(declared, tuple(values[a] for a in declared.arguments), {o: values[o] for o in declared.options})
+        settled = _settled({o: values[o] for o in declared.options})
+        return call(declared, tuple(values[a] for a in declared.arguments), settled)
 
     function.__name__ = function.__qualname__ = declared.name
     return function
@@ -595,7 +609,7 @@ def _bind_options(declared: Op) -> Any:
 
 _TOOLS: dict[str, Any] = {
     "__name__": __name__, "_Tensor": Tensor, "_new": object.__new__, "_Node": Node, "_take_number": take_number,
-    "_here": here, "_ndarray": np.ndarray, "_float64": _float64, "_float16": _float16,
+    "_here": here, "_ndarray": np.ndarray, "_float32": np.dtype(np.float32), "_NUMPYS_ERRORS": NUMPYS_ERRORS,
     "_operand": operand, "_own": own, "_refuse_tracked": refuse_tracked, "_explain": explain, "_fresh": fresh,
     "_settle": settle, "_shape_of": shape_of, "_shared": shared, "_apart": apart, "_result": result,
     "_TinytapeError": TinytapeError,
