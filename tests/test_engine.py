@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import tinytape as tt
-from tinytape.engine.op import Op, call
+from tinytape.engine.call import call
+from tinytape.engine.op import Op
 from tinytape.engine.recording import kept_buffers
 from tinytape.engine.tape import Node, here
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from .engine.call import own
 from .engine.errors import TapeError
-from .engine.op import Op, own
+from .engine.op import Op
 from .engine.recording import Tape
 from .engine.tape import Leaf, Node, Part, enable_grad, here, take_number, walk
 from .engine.tensor import Tensor

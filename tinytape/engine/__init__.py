@@ -1,4 +1,4 @@
 """The engine: Tensor, tape, walk, and how an op is declared.
 
-Read errors, tape, tensor, op and recording, in that order.
+Read errors, tape, tensor, op, call and recording, in that order.
 """

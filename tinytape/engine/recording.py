@@ -7,8 +7,8 @@ import sys
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from .call import ALL_ARGUMENTS
 from .errors import TapeError
-from .op import ALL_ARGUMENTS
 from .tape import Node, here
 from .tree import flatten, is_array, unflatten
 

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..engine.call import refuse_tracked
 from ..engine.errors import DTypeError, InputError
-from ..engine.op import Operand, OpFunction, elementwise, op, refuse_tracked
+from ..engine.op import Operand, OpFunction, elementwise, op
 from ..engine.operators import method
 from ..engine.tensor import FUNCTIONS, UFUNCS, Tensor, default_dtype
 from .activation import sigmoid

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.call import call
 from ..engine.errors import DTypeError, InputError, ShapeError
-from ..engine.op import Operand, call, op
+from ..engine.op import Operand, op
 from ..engine.operators import method
 from ..engine.tensor import FUNCTIONS, Tensor
 from ..engine.tree import Array
