@@ -25,7 +25,7 @@ import tinytape as tt
 
 DEFAULTS = {
     "text": "", "hidden": 256, "embedding": 128, "batch": 32, "window": 32, "steps": 3000, "lr": 6e-3,
-    "weight_decay": 0.03, "dropout": 0.2, "clip": 0.3, "validate": 300, "seed": 1,
+    "weight_decay": 0.1, "dropout": 0.1, "clip": 0.3, "validate": 300, "seed": 1,
 }  # fmt: skip
 OUT = "runs/char_lm.safetensors"
 SAVED = {
