@@ -48,19 +48,15 @@ def checkpoint(f: Function) -> Function:
             if was_drawn is not None:
                 for generator, state in drawn.items():
                     was_drawn.setdefault(generator, state)
-        outputs = [x for x in flatten(value) if isinstance(x, Tensor)]
-        heads = [x.node for x in outputs if x.node is not None and x.node.number > start]
-        if not heads:
+        leaves = flatten(value)
+        heads = [_made_since(start, x) for x in leaves]
+        made = [node for node in heads if node is not None]
+        if not made:
             return value
-        frontier = sorted(_frontier(heads, start), key=lambda node: node.number)
+        frontier = sorted(_frontier(made, start), key=lambda node: node.number)
         replay = _Replay(f, args, options, drawn, frontier)
-        tracked = [x.node is not None and x.node.number > start for x in outputs]
-        results = iter(replay.record([x.raw for x, t in zip(outputs, tracked, strict=True) if t]))
-        again = [
-            (next(results) if x.node is not None and x.node.number > start else x) if isinstance(x, Tensor) else x
-            for x in flatten(value)
-        ]
-        return unflatten(value, again)
+        results = iter(replay.record([x.raw for x, node in zip(leaves, heads, strict=True) if node is not None]))
+        return unflatten(value, [x if node is None else next(results) for x, node in zip(leaves, heads, strict=True)])
 
     return checkpointed
 
@@ -73,7 +69,6 @@ class _Replay:
     ) -> None:
         self.f, self.drawn, self.frontier = f, drawn, frontier
         self.args, self.options = map_leaves(own, args), map_leaves(own, options)
-        self.start = take_number()
 
     def record(self, values: list[Any]) -> list[Tensor]:
         """Results with the given values whose gradients go straight to the frontier."""
@@ -81,7 +76,7 @@ class _Replay:
         declared = Op(lambda *xs: xs, f"checkpoint({getattr(self.f, '__name__', type(self.f).__name__)})", "general",
                       True, False)  # fmt: skip
         declared.rule = self.rule
-        declared.differentiable_rule = lambda node, gradient: self.rule(gradient)  # type: ignore[method-assign]
+        declared.differentiable_rule = lambda node, gradient: self.rule(gradient)
         shapes, dtypes = tuple(v.shape for v in values), tuple(v.dtype for v in values)
         given = flatten((self.args, self.options))
         storages = tuple(x.storage for x in (*given, *self.frontier) if isinstance(x, Tensor | Leaf))
@@ -103,8 +98,7 @@ class _Replay:
         try:
             with enable_grad():
                 value = self.f(*self.args, **self.options)
-            outputs = [x for x in flatten(value) if isinstance(x, Tensor)]
-            heads = [x.node for x in outputs if x.node is not None and x.node.number > start]
+            heads = [node for x in flatten(value) if (node := _made_since(start, x)) is not None]
             if len(heads) != len(gradients):
                 raise TapeError(
                     f"checkpoint: the second run gave {len(heads)} results that need gradients, the first "
@@ -127,6 +121,12 @@ def _keeps_calls(tape: Tape | None) -> bool:
     while tape is not None and not tape.keep_calls:
         tape = tape.outer
     return tape is not None
+
+
+def _made_since(start: int, value: Any) -> Node | None:
+    """The node of a result that was recorded after `start`."""
+    node = value.node if isinstance(value, Tensor) else None
+    return node if node is not None and node.number > start else None
 
 
 def _frontier(heads: list[Node], start: int) -> set[Node]:

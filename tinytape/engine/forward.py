@@ -56,23 +56,24 @@ def _tangent(
     def evaluate(arguments: Sequence[Any]) -> Any:
         return declared.function(*arguments, **options)
 
+    terms: list[Any] = []
     if declared.tangent_rule is not None:
         filled = [np.zeros_like(x) if t is None else t for x, t in zip(args, moving, strict=True)]
         return declared.tangent_rule(*filled, *values_of(declared.tangent_needs))
     if declared.kind == "elementwise":
         needed = values_of(declared.needs)
-        terms: list[Any] = []
         for i, tangent in enumerate(moving):
             if tangent is not None:
                 if tangent.shape != outs[0].shape:
                     tangent = np.broadcast_to(tangent, outs[0].shape)
                 term = declared.rule(tangent, *needed)
                 terms.append(term[i] if isinstance(term, tuple) else term)
-        return _sum(terms)
+        return sum(terms[1:], terms[0])
     if declared.kind == "linear":
         return evaluate([np.zeros_like(x) if t is None else t for x, t in zip(args, moving, strict=True)])
     if declared.kind == "multilinear":
-        return _sum([evaluate([*args[:i], t, *args[i + 1 :]]) for i, t in enumerate(moving) if t is not None])
+        terms = [evaluate([*args[:i], t, *args[i + 1 :]]) for i, t in enumerate(moving) if t is not None]
+        return sum(terms[1:], terms[0])
     return _transposed(declared, values_of(declared.needs), outs, moving)
 
 
@@ -98,10 +99,3 @@ def _transposed(declared: Op, needed: list[Any], outs: tuple[Any, ...], moving: 
         found = walk(starts, wanted, free=False, differentiable=outer)
     results = [found.get(s.node, np.zeros(s.shape, s.dtype)) if s.node is not None else None for s in seeds]
     return results if declared.several else results[0]
-
-
-def _sum(terms: list[Any]) -> Any:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
