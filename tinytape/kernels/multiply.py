@@ -1,0 +1,79 @@
+"""Products with a packed matrix: tiles put together."""
+
+# pyright: basic, reportCallIssue=false
+
+from __future__ import annotations
+
+from .compiler import kernel
+from .lanes import size_of
+from .packing import packed_columns, panel_columns
+from .tiles import ROWS, tile
+
+__all__ = ["AHEAD", "BLOCK", "begin_of_part", "multiply", "multiply_steps", "part_count"]
+
+BLOCK = 128 * 1024
+"""Bytes of A that are multiplied with all panels in turn: they stay in the second-level cache."""
+
+AHEAD = 4096
+"""Bytes by which B is prefetched while it is read."""
+
+_DEPTH = 256  # rows of a panel that several tiles use in turn: they stay in the first-level cache
+_FAR = 1024 * 1024  # bytes of B that may not stay in the second-level cache from one product to the next
+
+
+@kernel(inline="always")
+def begin_of_part(total, count, i):
+    """Where the i-th of some nearly equal parts begins."""
+    return total * i // count
+
+
+@kernel(inline="always")
+def part_count(total, most):
+    """How many parts of at most so many there are; at least one."""
+    return max(1, (total + most - 1) // most)
+
+
+@kernel
+def multiply(zero, rows, n, k, a, a_row, packed, c, c_row, add):
+    """``C[rows, n] = (C if add else 0) + A[rows, k] @ B``, where `packed` holds B's panels.
+
+    Many rows are taken in blocks. A panel is cut in depth if several tiles use it, or if a tile's rows of A are long.
+    Where B comes from far, each of several tiles prefetches its share of what follows, or else the first would wait
+    for memory while the others leave it idle.
+    """
+    size, panel = size_of(zero), panel_columns(zero)
+    blocks = part_count(rows, max(2 * ROWS, BLOCK // (max(1, k) * size)))
+    is_far = k * n * size > _FAR
+    for i in range(blocks):
+        top = begin_of_part(rows, blocks, i)
+        height = begin_of_part(rows, blocks, i + 1) - top
+        tiles = part_count(height, ROWS)
+        depths = part_count(k, _DEPTH if tiles > 1 else _DEPTH * ROWS // max(1, height))
+        shares = tiles if is_far else 1
+        for column in range(0, n, panel):
+            width = min(panel, n - column)
+            row_bytes = packed_columns(zero, width) * size
+            for d in range(depths):
+                begin = begin_of_part(k, depths, d)
+                depth = begin_of_part(k, depths, d + 1) - begin
+                b = packed + column * k * size + begin * row_bytes
+                for t in range(tiles):
+                    row = top + begin_of_part(height, tiles, t)
+                    count = top + begin_of_part(height, tiles, t + 1) - row
+                    from_ = a + (row * a_row + begin) * size
+                    to = c + (row * c_row + column) * size
+                    adds = 1 if d else add
+                    ahead = AHEAD if shares == 1 else (shares + t) * depth * row_bytes // shares
+                    tile(zero, count, width, depth, from_, a_row, 1, b, to, c_row, adds, ahead, row_bytes // shares)
+
+
+@kernel
+def multiply_steps(zero, steps, rows, n, k, a, a_step, a_row, packed, c, c_step, c_row, add):
+    """`multiply` for rows on two levels."""
+    size = size_of(zero)
+    if rows == 1:
+        steps, rows, a_row, c_row = 1, steps, a_step, c_step
+    elif a_step == rows * a_row and c_step == rows * c_row:
+        steps, rows = 1, steps * rows
+    for t in range(steps):
+        multiply(zero, rows, n, k, a + t * a_step * size, a_row, packed, c + t * c_step * size, c_row, add)

@@ -1,0 +1,101 @@
+"""Outer products summed over rows, as in the gradients of weights: C = A.T @ B."""
+
+# pyright: basic, reportCallIssue=false
+
+from __future__ import annotations
+
+from .compiler import kernel
+from .lanes import size_of
+from .multiply import AHEAD, BLOCK, begin_of_part, part_count
+from .packing import copy_strips, pack_steps, packed_columns, panel_columns
+from .tiles import ROWS, tile
+
+__all__ = ["multiply_outer", "scratch_of_outer"]
+
+_DEPTH = 512  # rows of A and B for which C is gone over once
+_ALIGNMENT = 64  # bytes
+
+
+@kernel(inline="always")
+def _tile_columns(zero):
+    """How many columns a packed tile of A has: as many whole vectors as hold `ROWS`."""
+    return packed_columns(zero, ROWS)
+
+
+@kernel(inline="always")
+def _block_tiles(zero, depth, m):
+    """How many tiles of A are packed at a time."""
+    return min(part_count(m, ROWS), max(1, BLOCK // (max(1, depth) * _tile_columns(zero) * size_of(zero))))
+
+
+@kernel
+def scratch_of_outer(zero, k, m, n):
+    """How many elements of scratch an outer product over k rows needs."""
+    depth = min(k, _DEPTH)
+    tiles = _block_tiles(zero, depth, m)
+    return depth * (packed_columns(zero, n) + tiles * _tile_columns(zero)) + _ALIGNMENT // size_of(zero)
+
+
+@kernel
+def _multiply_block(zero, steps, rows, m, n, a, a_step, a_row, packed, panels, c, c_row, add):
+    """Pack some columns of A, tile by tile, and multiply them with all panels."""
+    size, panel, columns = size_of(zero), panel_columns(zero), _tile_columns(zero)
+    k = steps * rows
+    tiles = part_count(m, ROWS)
+    height = (m + tiles - 1) // tiles
+    whole = m // max(1, height)
+    rest = m - whole * height
+    copy_strips(zero, steps, rows, whole, height, a, a_step, a_row, height, packed, columns, k * columns)
+    end = a + whole * height * size, packed + whole * k * columns * size
+    copy_strips(zero, steps, rows, 1, rest, end[0], a_step, a_row, 0, end[1], columns, 0)
+    for column in range(0, n, panel):
+        width = min(panel, n - column)
+        row_bytes = packed_columns(zero, width) * size
+        b = panels + column * k * size
+        for t in range(tiles):
+            to = c + (t * height * c_row + column) * size
+            count = min(height, m - t * height)
+            from_ = packed + t * k * columns * size
+            tile(zero, count, width, k, from_, 1, columns, b, to, c_row, add, AHEAD, row_bytes)
+
+
+@kernel
+def multiply_outer(zero, steps, rows, m, n, a, a_step, a_row, b, b_step, b_row, c, c_row, add, scratch):
+    """``C[m, n] = (C if add else 0) + A.T @ B`` over all rows of A[steps * rows, m] and B[steps * rows, n].
+
+    Goes over C once for so many rows, either some whole steps or part of one. B's panels for these rows are packed,
+    and A in blocks of columns that stay in the second-level cache while the panels go by.
+    """
+    size = size_of(zero)
+    if rows == 1:
+        steps, rows, a_row, b_row = 1, steps, a_step, b_step
+    elif a_step == rows * a_row and b_step == rows * b_row:
+        steps, rows = 1, steps * rows
+    panels = (scratch + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
+    step_parts = part_count(steps, max(1, _DEPTH // max(1, rows)))
+    row_parts = part_count(rows, _DEPTH)
+    block = ROWS * _block_tiles(zero, min(steps * rows, _DEPTH), m)
+    for part in range(step_parts * row_parts):
+        s, r = part // row_parts, part % row_parts
+        step = begin_of_part(steps, step_parts, s)
+        row = begin_of_part(rows, row_parts, r)
+        step_count = begin_of_part(steps, step_parts, s + 1) - step
+        row_count = begin_of_part(rows, row_parts, r + 1) - row
+        pack_steps(zero, step_count, row_count, n, b + (step * b_step + row * b_row) * size, b_step, b_row, panels)
+        packed = panels + step_count * row_count * packed_columns(zero, n) * size
+        for first in range(0, m, block):
+            _multiply_block(
+                zero,
+                step_count,
+                row_count,
+                min(block, m - first),
+                n,
+                a + (step * a_step + row * a_row + first) * size,
+                a_step,
+                a_row,
+                packed,
+                panels,
+                c + first * c_row * size,
+                c_row,
+                1 if part else add,
+            )

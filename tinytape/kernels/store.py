@@ -1,0 +1,148 @@
+"""Keeping compiled kernels on disk, in place of Numba's own files.
+
+Numba's cache notices a change in the file of a function, but not in the functions that it calls, and takes whatever
+its files hold. Here the name of a file is a hash over the text of all kernels, the versions of all that takes part in
+compiling, the processor and the function with its types; the file begins with a checksum over the rest and over its
+name. What fails either test is compiled anew and written over.
+"""
+
+# pyright: basic, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import sys
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+from numba.core import config
+from numba.core.caching import _Cache
+from numba.core.compiler import CompileResult
+from numba.core.dispatcher import Dispatcher
+from numba.core.serialize import dumps
+
+from . import folder, processor
+
+__all__ = ["Store", "compilations", "fingerprint", "keep"]
+
+_DIGEST = hashlib.sha256().digest_size
+_SETTINGS = (
+    "OPT",
+    "LOOP_VECTORIZE",
+    "SLP_VECTORIZE",
+    "ENABLE_AVX",
+    "BOUNDSCHECK",
+    "FULL_TRACEBACKS",
+    "DEBUGINFO_DEFAULT",
+)
+
+_compiled = 0
+
+
+def compilations() -> int:
+    """How many kernels this process has compiled; those that were found on disk do not count."""
+    return _compiled
+
+
+@cache
+def fingerprint() -> str:
+    """16 hexadecimal digits that change with anything that compiled code depends on, other than its own text."""
+    found = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    versions = sys.version, np.__version__, numba.__version__, llvmlite.__version__
+    machine = processor.name(), sorted(processor.features())
+    settings = [getattr(config, name, None) for name in _SETTINGS]
+    found.update(repr((versions, machine, settings)).encode())
+    return found.hexdigest()[:16]
+
+
+class Store(_Cache):
+    """The kept code of one function, as Numba's dispatchers ask for it.
+
+    Parameters
+    ----------
+    function : callable
+        The Python function.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._enabled = True
+
+    @property
+    def cache_path(self) -> str:
+        return str(folder.location() / fingerprint())
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        target_context.refresh()
+        if not self._enabled:
+            return None
+        name = self._name(sig, target_context.codegen())
+        data = folder.read(fingerprint(), name)
+        if data is None or data[:_DIGEST] != _checksum(name, data[_DIGEST:]):
+            return None
+        try:
+            types, payload = pickle.loads(data[_DIGEST:])
+            return CompileResult._rebuild(target_context, *payload) if types == sig else None
+        except (AttributeError, ImportError, KeyError, TypeError, ValueError):  # it names what is no longer there
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        global _compiled
+        _compiled += 1
+        # Code with the addresses of this process in it is of no use to another.
+        if not self._enabled or data.lifted or data.library.has_dynamic_globals:
+            return
+        name = self._name(sig, data.codegen)
+        payload = dumps((sig, data._reduce()))
+        with suppress(OSError):  # where nothing can be written at all, the next process compiles again
+            folder.write(fingerprint(), name, _checksum(name, payload) + payload)
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def flush(self) -> None:
+        """Nothing: a file that was right stays right."""
+
+    def _name(self, sig: Any, codegen: Any) -> str:
+        found = hashlib.sha256(repr((str(sig), codegen.magic_tuple())).encode() + _identity(self._function))
+        return f"{self._function.__name__}-{found.hexdigest()[:32]}.kernel"
+
+
+def _identity(function: Any) -> bytes:
+    """What tells a function from others; functions in its closure count by theirs, not by where they lie in memory."""
+    code = function.__code__
+    found = hashlib.sha256(repr((function.__module__, function.__qualname__, code.co_firstlineno)).encode())
+    found.update(code.co_code)
+    for cell in function.__closure__ or ():
+        value = cell.cell_contents
+        found.update(_identity(value.py_func) if isinstance(value, Dispatcher) else dumps(value))
+    return found.digest()
+
+
+def _checksum(name: str, payload: bytes) -> bytes:
+    return hashlib.sha256(name.encode() + b"\0" + payload).digest()
+
+
+def keep(dispatcher: Any) -> Any:
+    """Have the compiled code of a ``@njit`` function kept here, and return the function.
+
+    Parameters
+    ----------
+    dispatcher : callable
+        A function of this package, or of a module whose name changes with its text. Anything that is not Numba's,
+        such as what ``@njit`` gives under ``NUMBA_DISABLE_JIT=1``, is returned as it is.
+    """
+    if isinstance(dispatcher, Dispatcher) and not isinstance(dispatcher._cache, Store):
+        dispatcher._cache = Store(dispatcher.py_func)
+    return dispatcher
