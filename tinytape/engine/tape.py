@@ -12,6 +12,7 @@ itself is to be differentiated, a Tensor: the rules are written so that the same
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from collections.abc import Callable, Collection, Generator
 from contextlib import AbstractContextManager, contextmanager
@@ -124,13 +125,14 @@ class Part(Node):
 class Context:
     """What the current thread is doing; every op looks here once."""
 
-    __slots__ = ("recording", "tape", "step", "rule", "depth", "drawn")
+    __slots__ = ("recording", "tape", "step", "rule", "traced", "depth", "drawn")
 
     def __init__(self) -> None:
         self.recording = True  # False inside no_grad
         self.tape: Tape | None = None  # the innermost `with Tape()`
         self.step: int | None = None  # the time step, set by loops over time
-        self.rule: str | None = None  # the op whose rule is running on Tensors, or the trace that is running
+        self.rule: str | None = None  # the op whose rule is running on Tensors
+        self.traced: str | None = None  # the function whose ops are being noted, to be run on other values later
         self.depth = 0  # how many functions of functions (grad, jvp, ...) are running
         self.drawn: dict[Any, Any] | None = None  # states of generators before checkpoint() drew from them
 
@@ -225,6 +227,20 @@ def reachable(roots: Collection[Node], inputs: Collection[Node] | None = None, e
     return nodes
 
 
+def _count_of_one() -> int:
+    alone = object()
+    return sys.getrefcount(alone)
+
+
+_ALONE = _count_of_one()
+"""What `sys.getrefcount` says of an object that one variable holds and nothing else."""
+
+
+def _is_plain(array: Any) -> bool:
+    """Whether it is no view of another array, and in C order; what lies in a block of memory of ours is no view."""
+    return array.ndim > 0 and not isinstance(array.base, np.ndarray) and array.flags.carray
+
+
 def walk(
     seeds: dict[Node, Any],
     inputs: Collection[Node] | None = None,
@@ -268,8 +284,10 @@ def walk(
         if node.hooks is not None and not (ends and inputs is not None and node in inputs):
             gradient = run_hooks(node, gradient)
         if node in inputs if inputs is not None else type(node) is Leaf:
-            own = node in owned and node.hooks is None and gradient.ndim and gradient.flags.c_contiguous
-            found[node] = gradient if differentiable or own else np.array(gradient, order="C")
+            alone = sys.getrefcount(gradient) <= _ALONE or (node in owned and node.hooks is None)
+            found[node] = (
+                gradient if differentiable or (alone and _is_plain(gradient)) else np.array(gradient, order="C")
+            )
             if ends or leading is None or leading.isdisjoint(node.parents or ()):
                 continue  # nothing that is wanted lies behind it
         op = node.op
@@ -320,6 +338,7 @@ def walk(
                 gradients[parent] = before + result
                 if not differentiable:
                     owned.add(parent)
+        results = result = None  # what a rule made then belongs to `gradients` alone
     return found
 
 

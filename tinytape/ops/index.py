@@ -108,8 +108,10 @@ def scatter(g: Operand, index: Operand, /, template: Template, shape: tuple[int,
     values = np.broadcast_to(values, shape[:lead] + ids.shape + rest)
     before, after = math.prod(shape[:lead]), math.prod(rest)
     values = np.moveaxis(values.reshape(before, ids.size, after), 1, 0).reshape(ids.size, before * after)
-    sums = sum_rows(ids.ravel(), values, rows).reshape(rows, before, after)
-    return np.ascontiguousarray(np.moveaxis(sums, 0, 1)).reshape(shape)
+    sums = sum_rows(ids.ravel(), values, rows)
+    if not lead and sums.shape == shape:
+        return sums  # as it is, and no view of it: a leaf can take over what nobody else holds
+    return np.ascontiguousarray(np.moveaxis(sums.reshape(rows, before, after), 0, 1)).reshape(shape)
 
 
 @scatter.vjp

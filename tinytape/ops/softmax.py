@@ -16,6 +16,8 @@ __all__ = ["cross_entropy", "log_softmax", "softmax"]
 
 Axis = int | tuple[int, ...]
 
+LEAST = 1 << 17  # logits: with fewer, NumPy does it in a millisecond
+
 
 @op
 def softmax(x: Operand, /, axis: Axis = -1) -> Any:
@@ -216,6 +218,9 @@ def _cross_entropy(
 ) -> Any:
     """The loss of each position; `weight` is 1.0 if there is none."""
     x, classes, valid = _rows(logits, target, ignore_index)
+    if (kernels := _kernels(x)) is not None:
+        arguments = _for_kernels(x, classes, valid, weight, label_smoothing)
+        return kernels.losses(x, *arguments).reshape(np.shape(target))
     rows = np.arange(len(x))
     top = x[rows, np.argmax(x, -1)]  # twice as quick as np.max on short rows
     x = x - top[:, None]
@@ -256,6 +261,11 @@ def cross_entropy_gradient(
     """`g` times the derivative of each position's loss: total * softmax(logits) - (the target's distribution)."""
     x, classes, valid = _rows(logits, target, ignore_index)
     scale = np.reshape(g, (len(x),))
+    if (kernels := _kernels(x)) is not None:
+        arguments = _for_kernels(x, classes, valid, weight, label_smoothing)
+        out = np.empty(logits.shape, x.dtype)
+        kernels.gradient(x, *arguments, np.ascontiguousarray(scale, x.dtype), out.reshape(x.shape))
+        return out
     total = own = scale * _weights_of(weight, classes) * (1.0 - label_smoothing)
     spread = _spread(weight, x, label_smoothing)
     if spread is not None:
@@ -317,6 +327,27 @@ def _spread(weight: Any, x: Array, label_smoothing: float) -> Array | None:
     if not label_smoothing:
         return None
     return np.broadcast_to(np.asarray(weight, x.dtype), x.shape[-1:]) * (label_smoothing / x.shape[-1])
+
+
+def _kernels(x: Array) -> Any:
+    """The module of compiled kernels, if they take these rows and there is enough to do."""
+    if x.size < LEAST or x.dtype.char not in "fd" or not x.dtype.isnative or not x.flags.c_contiguous:
+        return None
+    from ..kernels.compiler import usable
+
+    if not usable():
+        return None
+    from ..kernels import softmax
+
+    return softmax
+
+
+def _for_kernels(x: Array, classes: Array, valid: Array | None, weight: Any, label_smoothing: float) -> tuple[Any, ...]:
+    """The class of each row, negative where it does not count; what it has of the target; what all classes have."""
+    own = np.full(len(x), 1.0 - label_smoothing, x.dtype) * _weights_of(weight, classes)
+    spread = _spread(weight, x, label_smoothing)
+    marked = classes.astype(np.int64) if valid is None else np.where(valid, classes, -1).astype(np.int64)
+    return marked, own, np.ascontiguousarray(x[0, :0] if spread is None else spread)
 
 
 def _sum_rows(e: Array) -> Array:

@@ -54,6 +54,8 @@ class Adam(Optimizer):
     "On the convergence of Adam and beyond", for AMSGrad.
     """
 
+    kernel = ("adam", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
     def __init__(
         self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 0.0, amsgrad: bool = False, *, maximize: bool = False, clip_norm: float | None = None,
@@ -75,22 +77,28 @@ class Adam(Optimizer):
     def slots(self, options: Group) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 2 + bool(options["amsgrad"])]
 
-    def update(self, w: Array, g: Array, s: dict[str, Array], t: Array, options: Group, step: int) -> None:
-        lr, eps = float(options["lr"]), float(options["eps"])
+    def numbers(self, options: Group, step: int) -> tuple[float, ...]:
+        lr = float(options["lr"])
         beta1, beta2 = (float(beta) for beta in options["betas"])
-        if self.decoupled and options["weight_decay"]:
-            w *= 1.0 - lr * float(options["weight_decay"])
+        shrink = 1.0 - lr * float(options["weight_decay"]) if self.decoupled else 1.0
+        root = math.sqrt(1.0 - beta2**step)
+        return (lr / (1.0 - beta1**step), shrink, 1.0 - beta1, beta2, 1.0 - beta2, root, float(options["eps"]))
+
+    def update(self, w: Array, g: Array, s: dict[str, Array], t: Array, options: Group, step: int) -> None:
+        lr, shrink, rate1, beta2, rate2, root, eps = self.numbers(options, step)
+        if shrink != 1.0:
+            w *= shrink
         m, v = s["exp_avg"], s["exp_avg_sq"]
-        m += np.multiply(np.subtract(g, m, out=t), 1.0 - beta1, out=t)
+        m += np.multiply(np.subtract(g, m, out=t), rate1, out=t)
         v *= beta2
-        v += np.multiply(np.multiply(g, 1.0 - beta2, out=t), g, out=t)
+        v += np.multiply(np.multiply(g, rate2, out=t), g, out=t)
         if options["amsgrad"]:
             v = np.maximum(s["max_exp_avg_sq"], v, out=s["max_exp_avg_sq"])
         np.sqrt(v, out=t)
-        t /= math.sqrt(1.0 - beta2**step)
+        t /= root
         t += eps
         np.divide(m, t, out=t)
-        w -= np.multiply(t, lr / (1.0 - beta1**step), out=t)
+        w -= np.multiply(t, lr, out=t)
 
 
 class AdamW(Adam):

@@ -17,6 +17,7 @@ from ..engine.errors import InputError
 from ..engine.tape import no_grad
 from ..engine.tensor import Tensor
 from ..engine.tree import Array
+from .fused import sum_of_squares
 from .inputs import named, within
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_"]
@@ -86,7 +87,11 @@ def clip_grad_value_(params: Any, clip_value: float) -> None:
 
 def norm_of(arrays: Iterable[Array], norm_type: float = 2.0) -> float:
     """The p-norm of all entries of all arrays together."""
-    norms = [_norm(x, norm_type) for x in arrays if x.size]
+    arrays = [x for x in arrays if x.size]
+    squares = sum_of_squares(arrays) if norm_type == 2.0 else None
+    if squares is not None and 1e-280 < squares < 1e280:  # elsewhere squares overflow or vanish
+        return math.sqrt(squares)
+    norms = [_norm(x, norm_type) for x in arrays]
     return _norm(np.array(norms), norm_type) if norms else 0.0
 
 

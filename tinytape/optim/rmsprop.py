@@ -58,6 +58,8 @@ class RMSprop(Optimizer):
     sequences with recurrent neural networks", arXiv 1308.0850, for the centred form.
     """
 
+    kernel = ("rmsprop", "square_avg", "grad_avg", "momentum_buffer")
+
     def __init__(
         self, params: Any, lr: float = 1e-2, alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0.0,
         momentum: float = 0.0, centered: bool = False, *, maximize: bool = False, clip_norm: float | None = None,
@@ -78,18 +80,22 @@ class RMSprop(Optimizer):
         more = {"grad_avg": options["centered"], "momentum_buffer": options["momentum"]}
         return ("square_avg", *(slot for slot, wanted in more.items() if wanted))
 
+    def numbers(self, options: Group, step: int) -> tuple[float, ...]:
+        alpha = float(options["alpha"])
+        return (float(options["lr"]), alpha, 1.0 - alpha, float(options["eps"]), float(options["momentum"]))
+
     def update(self, w: Array, g: Array, s: dict[str, Array], t: Array, options: Group, step: int) -> None:
-        lr, alpha, momentum = float(options["lr"]), float(options["alpha"]), float(options["momentum"])
+        lr, alpha, rate, eps, momentum = self.numbers(options, step)
         v = s["square_avg"]
         v *= alpha
-        v += np.multiply(np.multiply(g, 1.0 - alpha, out=t), g, out=t)
+        v += np.multiply(np.multiply(g, rate, out=t), g, out=t)
         if options["centered"]:
             average = s["grad_avg"]
-            average += np.multiply(np.subtract(g, average, out=t), 1.0 - alpha, out=t)
+            average += np.multiply(np.subtract(g, average, out=t), rate, out=t)
             np.subtract(v, np.square(average, out=t), out=t)
             v = np.maximum(t, 0.0, out=t)
         np.sqrt(v, out=t)
-        t += float(options["eps"])
+        t += eps
         np.divide(g, t, out=t)
         if momentum:
             b = s["momentum_buffer"]
@@ -135,6 +141,8 @@ class Adagrad(Optimizer):
     Duchi, Hazan and Singer 2011, "Adaptive subgradient methods for online learning and stochastic optimization".
     """
 
+    kernel = ("adagrad", "sum")
+
     def __init__(
         self, params: Any, lr: float = 1e-2, lr_decay: float = 0.0, weight_decay: float = 0.0,
         initial_accumulator_value: float = 0.0, eps: float = 1e-10, *, maximize: bool = False,
@@ -156,10 +164,14 @@ class Adagrad(Optimizer):
     def start(self, slot: str, options: Group) -> float:
         return options["initial_accumulator_value"]
 
+    def numbers(self, options: Group, step: int) -> tuple[float, ...]:
+        return (float(options["lr"]) / (1.0 + (step - 1) * float(options["lr_decay"])), float(options["eps"]))
+
     def update(self, w: Array, g: Array, s: dict[str, Array], t: Array, options: Group, step: int) -> None:
+        lr, eps = self.numbers(options, step)
         v = s["sum"]
         v += np.square(g, out=t)
         np.sqrt(v, out=t)
-        t += float(options["eps"])
+        t += eps
         np.divide(g, t, out=t)
-        w -= np.multiply(t, float(options["lr"]) / (1.0 + (step - 1) * float(options["lr_decay"])), out=t)
+        w -= np.multiply(t, lr, out=t)

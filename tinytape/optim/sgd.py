@@ -50,6 +50,8 @@ class SGD(Optimizer):
     for Nesterov's form; as in PyTorch, the rate multiplies the velocity and is not inside it.
     """
 
+    kernel = ("sgd", "momentum_buffer")
+
     def __init__(
         self, params: Any, lr: float = 1e-3, momentum: float = 0.0, dampening: float = 0.0, weight_decay: float = 0.0,
         nesterov: bool = False, *, maximize: bool = False, clip_norm: float | None = None,
@@ -74,15 +76,17 @@ class SGD(Optimizer):
     def slots(self, options: Group) -> tuple[str, ...]:
         return ("momentum_buffer",) if options["momentum"] else ()
 
-    def update(self, w: Array, g: Array, s: dict[str, Array], t: Array, options: Group, step: int) -> None:
+    def numbers(self, options: Group, step: int) -> tuple[float, ...]:
         lr, momentum = float(options["lr"]), float(options["momentum"])
+        ahead = momentum if options["nesterov"] else 0.0
+        return (lr, 0.0, 1.0, ahead) if step == 1 else (lr, momentum, 1.0 - float(options["dampening"]), ahead)
+
+    def update(self, w: Array, g: Array, s: dict[str, Array], t: Array, options: Group, step: int) -> None:
+        lr, keep, fresh, ahead = self.numbers(options, step)
         direction = g
-        if momentum:
+        if s:
             b = s["momentum_buffer"]
-            if step == 1:
-                np.copyto(b, g)
-            else:
-                b *= momentum
-                b += np.multiply(g, 1.0 - float(options["dampening"]), out=t)
-            direction = np.add(np.multiply(b, momentum, out=t), g, out=t) if options["nesterov"] else b
+            b *= keep
+            b += np.multiply(g, fresh, out=t)
+            direction = np.add(np.multiply(b, ahead, out=t), g, out=t) if ahead else b
         w -= np.multiply(direction, lr, out=t)
