@@ -11,14 +11,25 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+THREAD_SETTINGS = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "TINYTAPE_NUM_THREADS",
+)  # fmt: skip
+# glibc's malloc gives large blocks back to the system at once and asks for them anew in the next step, which costs
+# the libraries that allocate every step up to half of their time on long sequences. With this it keeps them.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456",
+}  # fmt: skip
+
+BUSY = 0.2  # processors; more than that, and times are not worth keeping
 
 
 class ContenderFailed(Exception):
@@ -26,17 +37,24 @@ class ContenderFailed(Exception):
 
 
 def installed(contenders: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split contenders, named like the packages they import, into those installed and those absent."""
-    there = [name for name in contenders if find_spec(name)]
+    """Split contenders, named like the packages they import (``torch`` and ``torch-loop``), into present and absent."""
+    there = [name for name in contenders if find_spec(name.split("-")[0])]
     return there, [name for name in contenders if name not in there]
 
 
-def run(module: str, contender: str, options: dict[str, Any], threads: int = 1) -> Any:
+def environment(threads: int, more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment with the thread counts pinned."""
+    return os.environ | dict.fromkeys(THREAD_SETTINGS, str(threads)) | {"JAX_PLATFORMS": "cpu"} | dict(more or {})
+
+
+def run(
+    module: str, contender: str, options: dict[str, Any], threads: int = 1, more: Mapping[str, str] | None = None
+) -> Any:
     """Call ``module.measure(contender, options)`` in a fresh process and return its answer."""
     done = subprocess.run(
         [sys.executable, "-c", "from bench.runner import serve; serve()"],
         input=json.dumps([module, contender, options]),
-        env=os.environ | dict.fromkeys(THREAD_SETTINGS, str(threads)),
+        env=environment(threads, more),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -58,12 +76,18 @@ def in_turn(
     module: str, contenders: Sequence[str], options: dict[str, Any], rounds: int, threads: int = 1
 ) -> Iterator[tuple[str, Any]]:
     """Run every contender once a round; each round starts with another one. Yields (contender, answer)."""
-    for index in range(rounds):
-        first = index % len(contenders)
-        for contender in [*contenders[first:], *contenders[:first]]:
-            progress(f"round {index + 1} of {rounds}: {contender}")
-            yield contender, run(module, contender, options, threads)
+    for index, contender in turns(contenders, rounds):
+        progress(f"round {index + 1} of {rounds}: {contender}")
+        yield contender, run(module, contender, options, threads)
     progress("")
+
+
+def turns(contenders: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """(round, contender) in the order of their turns: each round starts with another contender."""
+    for index in range(rounds):
+        first = index % max(1, len(contenders))
+        for contender in [*contenders[first:], *contenders[:first]]:
+            yield index, contender
 
 
 def progress(text: str) -> None:
@@ -73,7 +97,7 @@ def progress(text: str) -> None:
 
 
 def machine(packages: Sequence[str]) -> dict[str, Any]:
-    """Processor, cores, system, and the versions of Python and of those packages that are installed."""
+    """Processor, cores, system, date, how busy it is; versions of Python and of the packages that are installed."""
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):  # Linux only
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
@@ -84,13 +108,31 @@ def machine(packages: Sequence[str]) -> dict[str, Any]:
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": model, "cores": cores, "system": platform.platform(), "versions": versions}
+    found = {"cpu": model, "cores": cores, "system": platform.platform(), "date": datetime.now(UTC).date().isoformat()}
+    return found | {"busy": busy_processors(), "versions": versions}
+
+
+def busy_processors(seconds: float = 0.5) -> float:
+    """How many processors other work keeps busy just now; 0 where the system does not tell."""
+
+    def ticks() -> tuple[int, int]:
+        numbers = [int(number) for number in Path("/proc/stat").read_text("utf-8").splitlines()[0].split()[1:9]]
+        return sum(numbers), sum(numbers[3:5])  # idle, and idle while a disk is waited for
+
+    try:
+        before = ticks()
+        time.sleep(seconds)
+        whole, idle = (after - start for after, start in zip(ticks(), before, strict=True))
+    except OSError:
+        return 0.0
+    return round((os.cpu_count() or 1) * (whole - idle) / max(1, whole), 2)
 
 
 def describe(facts: dict[str, Any]) -> str:
-    """The answer of `machine`, in one paragraph."""
+    """The answer of `machine`, in one paragraph; it says so if the machine has other work, which spoils times."""
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    return f"{facts['cpu']}, {facts['cores']} cores, {facts['system']}\n{versions}"
+    busy = f"\nBUSY: other work takes {facts['busy']} processors" if facts["busy"] > BUSY else ""
+    return f"{facts['cpu']}, {facts['cores']} cores, {facts['system']}, {facts['date']}\n{versions}{busy}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str | float]]) -> str:
