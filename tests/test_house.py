@@ -27,13 +27,16 @@ MAY = {
     "random": ("engine", ""),
     "ops": ("engine random", "kernels"),
     **dict.fromkeys(TAPE_USERS.split(), (f"{TAPE} {TAPE_USERS}", "kernels")),
+    "compile": (f"{TAPE} {TAPE_USERS} kernels", ""),  # itself imported in functions only
+    "runtime": ("engine.errors", "kernels"),
+    "prepare": ("engine nn ops random", ""),
     "nn": (f"{TAPE} {TAPE_USERS}", ""),
     "optim": ("engine", "kernels"),
     "data": ("engine.errors", ""),
     "io": ("engine.errors", ""),
 }
-ANYTHING = {"", "train", "generate"}  # "" is tinytape/__init__.py
-THIRD_PARTY = {"kernels": {"numba"}, "compile": {"numba"}, "io": {"safetensors"}}  # and numpy everywhere
+ANYTHING = {"", "__main__", "doctor", "train", "generate"}  # "" is tinytape/__init__.py
+THIRD_PARTY = {"kernels": {"numba", "llvmlite"}, "io": {"safetensors"}}  # and numpy everywhere
 
 
 class Import(NamedTuple):

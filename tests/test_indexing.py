@@ -386,3 +386,9 @@ def test_integers_and_bools_can_be_indexed_and_sorted():
     assert x[:, [0, 0]].tolist() == [[3, 3], [2, 2]]
     assert tt.topk(x, 1)[0].tolist() == [[3], [2]]
     assert tt.tensor([True, False])[[1, 1]].dtype == np.bool_
+
+
+def test_positions_taken_twice_along_the_last_axis_of_a_square():
+    x = tt.tensor(np.eye(2), requires_grad=True)
+    tt.take(x, [0, 0, 1], axis=-1).backward(np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
+    assert x.grad.tolist() == [[3.0, 3.0], [9.0, 6.0]]

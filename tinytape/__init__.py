@@ -11,6 +11,8 @@ from .engine.op import Op, Operand, OpFunction, elementwise, op
 from .engine.recording import Tape
 from .engine.tape import enable_grad, no_grad, time_step
 from .engine.tensor import Tensor, default_dtype, gradient, set_default_dtype, tensor
+from .loop.scan import scan
+from .loop.switch import no_compile
 from .ops.activation import elu, erf, gelu, leaky_relu, relu, sigmoid, silu, softplus
 from .ops.creation import (
     arange,
@@ -112,8 +114,10 @@ from .ops.shape import (
     unstack,
 )
 from .ops.softmax import cross_entropy, log_softmax, softmax
+from .prepare import warmup
 from .random import Generator, default_generator, manual_seed
 from .recompute import checkpoint
+from .runtime import get_num_threads, set_num_threads, set_workspace_limit
 from .transforms import grad, hessian, hvp, jacfwd, jacrev, jvp, value_and_grad, vjp
 
 if _TYPE_CHECKING:
@@ -185,6 +189,7 @@ __all__ = [
     "full",
     "full_like",
     "gelu",
+    "get_num_threads",
     "grad",
     "gradient",
     "greater",
@@ -226,6 +231,7 @@ __all__ = [
     "multiply",
     "negative",
     "nn",
+    "no_compile",
     "no_grad",
     "norm",
     "not_equal",
@@ -246,8 +252,11 @@ __all__ = [
     "reshape",
     "roll",
     "round",
+    "scan",
     "scatter_add",
     "set_default_dtype",
+    "set_num_threads",
+    "set_workspace_limit",
     "sigmoid",
     "sign",
     "silu",
@@ -282,6 +291,7 @@ __all__ = [
     "value_and_grad",
     "var",
     "vjp",
+    "warmup",
     "where",
     "zeros",
     "zeros_like",

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from typing import Any
 
 from .engine.call import own
 from .engine.errors import TapeError
 from .engine.op import Op
 from .engine.recording import Tape
+from .engine.stand_in import stand_ins, standing_in
 from .engine.tape import Leaf, Node, Part, enable_grad, here, take_number, walk
 from .engine.tensor import Tensor
 from .engine.tree import flatten, map_leaves, unflatten
 
-__all__ = ["checkpoint"]
+__all__ = ["checkpoint", "keeps_calls", "replay"]
 
 Function = Callable[..., Any]
 
@@ -35,7 +36,7 @@ def checkpoint(f: Function) -> Function:
     @wraps(f)
     def checkpointed(*args: Any, **options: Any) -> Any:
         context = here.context
-        if not context.recording or _keeps_calls(context.tape):
+        if not context.recording or keeps_calls(context.tape):
             return f(*args, **options)
         start = take_number()
         was_drawn, was_tape = context.drawn, context.tape
@@ -67,7 +68,7 @@ class _Replay:
     def __init__(
         self, f: Function, args: tuple[Any, ...], options: dict[str, Any], drawn: dict[Any, Any], frontier: list[Node]
     ) -> None:
-        self.f, self.drawn, self.frontier = f, drawn, frontier
+        self.f, self.drawn, self.frontier, self.stand_ins = f, drawn, frontier, stand_ins()
         self.args, self.options = map_leaves(own, args), map_leaves(own, options)
 
     def record(self, values: list[Any]) -> list[Tensor]:
@@ -88,36 +89,50 @@ class _Replay:
         return results
 
     def rule(self, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
-        differentiable = any(isinstance(g, Tensor) for g in gradients)
-        start = take_number()
         states = {generator: generator.state() for generator in self.drawn}
         for generator, state in self.drawn.items():
             generator.set_state(state)
-        context = here.context
-        was_rule, was_tape, context.rule, context.tape = context.rule, context.tape, None, None
         try:
-            with enable_grad():
-                value = self.f(*self.args, **self.options)
-            heads = [node for x in flatten(value) if (node := _made_since(start, x)) is not None]
-            if len(heads) != len(gradients):
-                raise TapeError(
-                    f"checkpoint: the second run gave {len(heads)} results that need gradients, the first "
-                    f"{len(gradients)}.",
-                    "the function must compute the same thing twice.",
-                )
-            seeds: dict[Node, Any] = {}
-            for head, g in zip(heads, gradients, strict=True):
-                seed = Tensor(g) if differentiable and not isinstance(g, Tensor) else g
-                seeds[head] = seeds[head] + seed if head in seeds else seed
-            found = walk(seeds, set(self.frontier), free=not differentiable, differentiable=differentiable, ends=True)
+            with standing_in(self.stand_ins):
+                return replay(partial(self.f, *self.args, **self.options), self.frontier, gradients)
         finally:
-            context.rule, context.tape = was_rule, was_tape
             for generator, state in states.items():
                 generator.set_state(state)
-        return tuple(found.get(node) for node in self.frontier)
 
 
-def _keeps_calls(tape: Tape | None) -> bool:
+def replay(f: Callable[[], Any], frontier: Sequence[Node | None], gradients: Sequence[Any]) -> tuple[Any, ...]:
+    """Run `f` again, and walk from its results, which have `gradients`, to the nodes of `frontier`.
+
+    Returns the gradient of each; of a node that stands there twice, the first time. Where gradients are Tensors, the
+    walk is itself recorded.
+    """
+    differentiable = any(isinstance(g, Tensor) for g in gradients)
+    ends = {node for node in frontier if node is not None}
+    context = here.context
+    was_rule, was_tape, context.rule, context.tape = context.rule, context.tape, None, None
+    try:
+        start = take_number()
+        with enable_grad():
+            value = f()
+        heads = [node for x in flatten(value) if (node := _made_since(start, x)) is not None]
+        if len(heads) != len(gradients):
+            raise TapeError(
+                f"checkpoint: the second run gave {len(heads)} results that need gradients, the first "
+                f"{len(gradients)}.",
+                "the function must compute the same thing twice.",
+            )
+        seeds: dict[Node, Any] = {}
+        for head, g in zip(heads, gradients, strict=True):
+            seed = Tensor(g) if differentiable and not isinstance(g, Tensor) else g
+            seeds[head] = seeds[head] + seed if head in seeds else seed
+        found = walk(seeds, ends, free=not differentiable, differentiable=differentiable, ends=True)
+    finally:
+        context.rule, context.tape = was_rule, was_tape
+    return tuple(None if node is None else found.pop(node, None) for node in frontier)
+
+
+def keeps_calls(tape: Tape | None) -> bool:
+    """Whether a tape, or one around it, is to be run forward again: then every step has to be on it."""
     while tape is not None and not tape.keep_calls:
         tape = tape.outer
     return tape is not None

@@ -46,7 +46,10 @@ def call(declared: Op, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     floats = any(x.dtype.kind == "f" for x in outs)
     if not floats or declared.kind == "constant" or all(n is None for n in nodes) or not context.recording:
         results = tuple(result(x, None, data, storages) for x in outs)
-        return results if declared.several else results[0]
+        returned = results if declared.several else results[0]
+        if context.tape is not None:
+            context.tape.note(declared, args, options, returned)
+        return returned
     kept, watched = _keep(declared, args, data, nodes, storages, options, outs[0])
     shapes, dtypes = tuple(x.shape for x in outs), tuple(x.dtype for x in outs)
     if not declared.several:
@@ -220,10 +223,11 @@ def _written({signature}):
     if _dtype is not _float32:
         ({data},), _out = _settle(_op, _out, ({data},), {options})
         _dtype = _out.dtype
-        if _dtype.kind != "f":
-            return _result(_out, None, ({data},), ({storages},))
-    if not _context.recording or ({untracked}):
-        return _result(_out, None, ({data},), ({storages},))
+    if not _context.recording or ({untracked}) or (_dtype is not _float32 and _dtype.kind != "f"):
+        _tensor = _result(_out, None, ({data},), ({storages},))
+        if _context.tape is not None:
+            _context.tape.note(_op, ({arguments},), {options}, _tensor)
+        return _tensor
 {own}
     _node = _new(_Node)  # field by field: 0.1 us less than a call
     _node.number = _take_number(); _node.op = _op; _node.parents = ({nodes},); _node.kept = ({kept})

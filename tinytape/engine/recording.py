@@ -5,14 +5,17 @@ from __future__ import annotations
 import linecache
 import sys
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .call import ALL_ARGUMENTS
 from .errors import TapeError
 from .tape import Node, here
 from .tree import flatten, is_array, unflatten
 
-__all__ = ["Record", "Tape"]
+if TYPE_CHECKING:
+    from .op import Op
+
+__all__ = ["Record", "Tape", "users_line"]
 
 
 class Record(NamedTuple):
@@ -72,13 +75,16 @@ class Tape:
 
     def append(self, node: Node, args: tuple[Any, ...], params: dict[str, Any], out: Any) -> None:
         """Called by every op that records while this tape, or one inside it, is open."""
-        file, line = _users_line()
+        file, line = users_line()
         if self.keep_calls:
             self.records.append(Record(node, file, line, args, params, out))
         else:
             self.records.append(Record(node, file, line))
         if self.outer is not None:
             self.outer.append(node, args, params, out)
+
+    def note(self, op: Op, args: tuple[Any, ...], params: dict[str, Any], out: Any) -> None:
+        """Called by every op that runs and is not recorded, its results being constants. A tape has no use for it."""
 
     def gradient(
         self, target: Any, sources: Any, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False
@@ -147,7 +153,7 @@ def kept_buffers(node: Node) -> dict[int, int]:
 _PACKAGE = __name__.split(".", 1)[0] + "."
 
 
-def _users_line() -> tuple[str, int]:
+def users_line() -> tuple[str, int]:
     """The innermost line on the call stack that is not inside this package."""
     frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):

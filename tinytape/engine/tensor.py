@@ -216,7 +216,7 @@ class Tensor(Operators):
             for leaf, arrived in found.items():
                 assert isinstance(leaf, Leaf)
                 if leaf.grad is None:
-                    leaf.grad = _of_its_own(arrived)
+                    leaf.grad = _of_its_own(arrived) if create_graph else Tensor.of(arrived, None, Storage())
                 elif create_graph:
                     leaf.grad = leaf.grad + arrived
                 elif leaf.grad.node is None:
@@ -267,6 +267,7 @@ class Tensor(Operators):
 
     def copy(self) -> Tensor:
         """A constant with memory of its own."""
+        _refuse_in_trace("copy()")
         return Tensor(self.raw)
 
     # ---- writing ------------------------------------------------------------------------------------------------
@@ -311,6 +312,7 @@ class Tensor(Operators):
 
     def writable(self, what: str = "write") -> Array:
         """The array to write into, its storage marked as written."""
+        _refuse_in_trace(what)
         if self.node is not None:
             if not isinstance(self.node, Leaf):
                 raise TapeError(
@@ -337,6 +339,9 @@ class Tensor(Operators):
             if here.context.rule is not None:
                 raise TapeError(_RULE.format(what, here.context.rule), _RULE_ADVICE)
             return compute(self, other)
+        if here.context.traced is not None and (self.storage is None or self.raw.base is not None):
+            return compute(self, other)  # a result, not a tensor from outside
+        _refuse_in_trace(what)
         values = compute(self.detach(), other.detach() if isinstance(other, Tensor) else other)
         if values.shape != self.shape:
             raise ShapeError(
@@ -351,6 +356,7 @@ class Tensor(Operators):
     # ---- Python's and NumPy's protocols -------------------------------------------------------------------------
 
     def values_for(self, what: str) -> Array:
+        _refuse_in_trace(what)
         if here.context.rule is not None and self.node is not None:
             raise TapeError(_RULE.format(what, here.context.rule), _RULE_ADVICE)
         return self.raw
@@ -404,6 +410,7 @@ class Tensor(Operators):
             raise ShapeError(
                 f"bool(): the tensor has shape {self.shape}, so {self.size} truth values, not 1.", "use any() or all()."
             )
+        _refuse_in_trace("bool()")
         if here.context.rule is not None:  # also of a constant: `if g > 0` asks one
             raise TapeError(_RULE.format("bool()", here.context.rule), _RULE_ADVICE)
         return bool(self.raw.item())
@@ -470,6 +477,15 @@ _RULE_ADVICE = (
 )
 
 
+def _refuse_in_trace(what: str) -> None:
+    """A trace knows ops alone: what is done to values beside them would be done once, and not in every step."""
+    traced = here.context.traced
+    if traced is not None:
+        raise TapeError(
+            f"{what}: on a Tensor while {traced} is traced, to be compiled.", "use ops that return new tensors."
+        )
+
+
 def tensor(data: Any, requires_grad: bool = False, dtype: npt.DTypeLike | None = None) -> Tensor:
     """A leaf that holds a copy of `data`; parameters and errors as for `Tensor`."""
     return Tensor(data, requires_grad, dtype)
@@ -532,6 +548,7 @@ def _seed(target: Tensor, seed: Any, what: str, create_graph: bool) -> Any:
 def _to_array(data: Any, dtype: npt.DTypeLike | None) -> Array:
     """A new array of floats, integers or bools, in C order."""
     if isinstance(data, Tensor):
+        _refuse_in_trace("tensor()")
         data = data.raw
     if dtype is not None and np.iscomplexobj(data):
         raise DTypeError("tensor: data are complex.", "pass data.real or abs(data).")

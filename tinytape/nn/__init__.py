@@ -17,10 +17,20 @@ from .losses import (
 from .module import Buffer, Module, ModuleDict, ModuleList, Parameter, Sequential, functional_call
 from .recurrent import GRU, LSTM, RNN, Recurrent
 from .regularise import Dropout
+from .variants import (
+    CoupledLSTMCell,
+    LayerNormLSTMCell,
+    MemoryAttentionCell,
+    MinimalGatedUnitCell,
+    PeepholeLSTMCell,
+    ZoneoutLSTMCell,
+)
 
 __all__ = [
-    "GELU", "GRU", "LSTM", "RNN", "BCEWithLogitsLoss", "Buffer", "CrossEntropyLoss", "Dropout", "Embedding",
-    "GRUCell", "GaussianNLLLoss", "HuberLoss", "Identity", "L1Loss", "LSTMCell", "LayerNorm", "Linear", "MSELoss",
-    "Module", "ModuleDict", "ModuleList", "NLLLoss", "Parameter", "PinballLoss", "RNNCell", "ReLU", "Recurrent",
-    "Sequential", "SiLU", "Sigmoid", "SmoothL1Loss", "Tanh", "functional", "functional_call", "init",
+    "GELU", "GRU", "LSTM", "RNN", "BCEWithLogitsLoss", "Buffer", "CoupledLSTMCell", "CrossEntropyLoss", "Dropout",
+    "Embedding", "GRUCell", "GaussianNLLLoss", "HuberLoss", "Identity", "L1Loss", "LSTMCell", "LayerNorm",
+    "LayerNormLSTMCell", "Linear", "MSELoss", "MemoryAttentionCell", "MinimalGatedUnitCell", "Module", "ModuleDict",
+    "ModuleList", "NLLLoss", "Parameter", "PeepholeLSTMCell", "PinballLoss", "RNNCell", "ReLU", "Recurrent",
+    "Sequential", "SiLU", "Sigmoid", "SmoothL1Loss", "Tanh", "ZoneoutLSTMCell", "functional", "functional_call",
+    "init",
 ]  # fmt: skip

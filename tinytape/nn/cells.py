@@ -123,9 +123,12 @@ def _affine(w: Weights) -> Prepare:
     return lambda x: F.linear(x, w.ih, bias)
 
 
+_RNN = {nonlinearity: partial(_rnn, nonlinearity=nonlinearity) for nonlinearity in ("tanh", "relu")}
+
+
 def rnn_kind(what: str, nonlinearity: str) -> Kind:
     check_choice(what, "nonlinearity", nonlinearity, ("tanh", "relu"))
-    return Kind(partial(_rnn, nonlinearity=nonlinearity), 1, ("h",))
+    return Kind(_RNN[nonlinearity], 1, ("h",))
 
 
 def gru_kind(reset_after: bool) -> Kind:

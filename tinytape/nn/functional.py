@@ -8,11 +8,12 @@ from typing import Any, Literal
 import numpy as np
 
 from ..engine.errors import DTypeError, InputError, ShapeError
+from ..engine.tape import here
 from ..engine.tensor import Tensor
 from ..ops import index
 from ..ops.activation import elu, gelu, leaky_relu, relu, sigmoid, silu, softplus
 from ..ops.elementwise import sqrt, square, tanh, where
-from ..ops.linalg import matmul
+from ..ops.linalg import affine, matmul
 from ..ops.reduce import mean
 from ..ops.softmax import log_softmax, softmax
 from ..random import Generator, check_probability, default_generator
@@ -38,8 +39,20 @@ __all__ = [
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
     """``x @ weight.T + bias``: x (..., I), weight (O, I), bias (O,) or None, result (..., O)."""
-    y = matmul(x, weight.T)
-    return y if bias is None else y + bias
+    if bias is None:
+        return matmul(x, weight.T)
+    if here.context.traced is None and _is_affine(x, weight, bias):  # a compiled step fuses the sum by itself
+        return affine(x, weight, bias)
+    return matmul(x, weight.T) + bias
+
+
+def _is_affine(x: Any, weight: Any, bias: Any) -> bool:
+    """Whether these are Tensors of one float dtype that fit without broadcasting."""
+    if not (isinstance(x, Tensor) and isinstance(weight, Tensor) and isinstance(bias, Tensor)):
+        return False
+    if not x.dtype == weight.dtype == bias.dtype or x.dtype.kind != "f" or x.ndim < 2:
+        return False
+    return weight.shape == bias.shape + x.shape[-1:]
 
 
 def embedding(tokens: Any, weight: Any, padding_idx: int | None = None) -> Tensor:

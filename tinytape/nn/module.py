@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..engine.errors import DTypeError, InputError, ShapeError
+from ..engine.stand_in import standing_in
 from ..engine.tape import Leaf, Storage, no_grad
 from ..engine.tensor import Tensor
 
@@ -485,14 +486,9 @@ def functional_call(module: Module, parameters: Mapping[str, Any], *args: Any, *
                 "pass tensors of the parameters' own shapes.",
             )
         others[id(entries[name])] = other
-    places = [(vars(m), key, kept) for m in module.modules() for key, kept in vars(m).items() if id(kept) in others]
-    try:
-        for members, key, kept in places:
-            members[key] = others[id(kept)]
+    members = [(vars(m), key, kept) for m in module.modules() for key, kept in vars(m).items()]
+    with standing_in([(where, key, others[id(kept)]) for where, key, kept in members if id(kept) in others]):
         return module(*args, **options)
-    finally:
-        for members, key, kept in places:
-            members[key] = kept
 
 
 def _module(value: Any, what: str) -> Module:

@@ -1,169 +1,105 @@
 """Layers over time: RNN, GRU and LSTM, and `Recurrent` for any cell.
 
-All of them are one loop, `run`, around a cell's step. The state is an argument and a result, never kept in a layer.
+All of them are a `scan` of a cell's step, which means::
+
+    for t in range(T):                                      # or backwards
+        before = zeros where cut[t], else state
+        after = cell(x[t], before)
+        state = after where keep[t], else before
+        y[t] = after[0] where keep[t], else 0
+
+The state is an argument and a result, never kept in a layer.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from ..engine.errors import DTypeError, InputError, ShapeError
-from ..engine.tape import here
+from ..compile.captures import Captures
+from ..engine.errors import InputError, ShapeError
 from ..engine.tensor import Tensor
 from ..engine.tree import flatten, unflatten
-from ..ops.elementwise import where
-from ..ops.shape import broadcast_to, concatenate, expand_dims, squeeze, stack, swapaxes, unstack
+from ..loop.scan import by_kernels, eager, scan
+from ..ops.shape import broadcast_to, concatenate, expand_dims, reshape, squeeze, stack, unstack
 from ..random import Generator, check_probability
 from . import functional as F
-from .cells import LSTM_KIND, Kind, Prepare, State, Step, allocate, gru_kind, read_state, rnn_kind, weights_of
+from .cells import LSTM_KIND, Kind, Prepare, State, Step, Weights, allocate, gru_kind, read_state, rnn_kind, weights_of
 from .checks import check_array, check_features, check_sizes
 from .module import Module, Parameter
+from .sequences import Inputs, Lengths, Sequence, begin, end, read
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
 
-Flags = npt.NDArray[np.bool_]
-Lengths = npt.ArrayLike | Tensor | None
+
+Equation: TypeAlias = Callable[[Weights], tuple[Prepare, Step]]
 
 
-class Marks(NamedTuple):
-    """Which steps count and before which a row starts anew, each (T, B) or None for all and none."""
-
-    keep: Flags | None
-    cut: Flags | None
-
-
-def run(
-    prepare: Prepare, step: Step, state: State, x: Any, marks: Marks, reverse: bool = False
-) -> tuple[Tensor, State]:
-    """Take `step` over the time axis 0 of `x`.
-
-    It means::
-
-        for t in range(T):                                  # or backwards
-            before = zeros where cut[t], else state
-            state = step(prepare(x[t]), before) where keep[t], else before
-            y[t] = state[0] where keep[t], else 0
-    """
-    xs = unstack(prepare(x), axis=0)
-    ys: list[Any] = [None] * len(xs)
-    keep, cut = marks.keep, _cuts(marks, reverse)
-    holes, cuts = _anywhere(None if keep is None else ~keep, len(xs)), _anywhere(cut, len(xs))
-    context = here.context
-    outer = context.step
-    try:
-        for t in reversed(range(len(xs))) if reverse else range(len(xs)):
-            context.step = t
-            if cuts[t]:
-                state = tuple(_rows(cut, t, 0.0, s) for s in state)
-            after = step(xs[t], state)
-            if holes[t]:
-                ys[t] = _rows(keep, t, after[0], 0.0)
-                after = tuple(_rows(keep, t, new, old) for new, old in zip(after, state, strict=True))
-            else:
-                ys[t] = after[0]
-            state = after
-    finally:
-        context.step = outer
-    return stack(ys), state
-
-
-def _anywhere(flags: Flags | None, steps: int) -> list[bool]:
-    """For each step, whether any row is flagged: where none is, the loop has nothing extra to do."""
-    return [False] * steps if flags is None else [bool(row.any()) for row in flags]
-
-
-def _rows(flags: Any, t: int, yes: Any, no: Any) -> Tensor:
-    """`yes` in the rows whose flag is set at step t, `no` in the others."""
-    axes = getattr(yes, "ndim", 0) or no.ndim
-    return where(flags[t].reshape(-1, *[1] * (axes - 1)), yes, no)
-
-
-def _cuts(marks: Marks, reverse: bool) -> Flags | None:
-    """Before which steps the state is zeroed, in the loop's direction.
-
-    A row is cut between t - 1 and t, so backwards it is zeroed before t - 1; and where that step does not count,
-    before the next one that does, so that masked steps leave the state alone.
-    """
-    keep, cut = marks
-    if cut is None:
-        return None
-    if reverse:
-        cut = np.concatenate([cut[1:], np.zeros_like(cut[:1])])
-    if keep is None:
-        return cut
-    due, found = np.zeros_like(cut[0]), np.zeros_like(cut)
-    for t in reversed(range(len(cut))) if reverse else range(len(cut)):
-        due = due | cut[t]
-        found[t] = due & keep[t]
-        due = due & ~keep[t]
+def _over_time(
+    name: str, equation: Equation, weights: Weights, state: State, inputs: Inputs, reverse: bool
+) -> tuple[State, Tensor]:
+    """A direction's last state and outputs."""
+    steps = len(inputs.x)
+    step = _step_of(name, equation, weights)
+    tensors = [w for w in weights if w is not None]
+    if len(set(map(id, tensors))) == len(tensors):  # tied ones are found by looking through
+        step.captures = Captures(_key(equation, weights), tensors, True)
+    found = by_kernels(step, state, inputs, steps, reverse)
+    if found is None:
+        prepare, go = equation(weights)
+        hoisted = _step_of(name, lambda weights: (lambda x: x, go), weights)
+        found = eager(hoisted, state, inputs._replace(x=prepare(inputs.x)), steps, reverse)
     return found
 
 
-class _Sequence(NamedTuple):
-    """An input brought to (T, B, ...), and what is needed to bring the output back."""
-
-    x: Any
-    marks: Marks
-    unbatched: bool
-    batch_first: bool
-
-    def back(self, y: Tensor) -> Tensor:
-        return squeeze(y, axis=1) if self.unbatched else swapaxes(y, 0, 1) if self.batch_first else y
+def _key(equation: Equation, weights: Weights) -> Any:
+    """What a step is but for the numbers in its weights; to look through it would cost as much as a small kernel."""
+    return equation, tuple([None if w is None else (w.raw.shape, w.raw.dtype.char, w.node is None) for w in weights])
 
 
-def _read(what: str, x: Any, lengths: Lengths, mask: Any, reset: Any, batch_first: bool) -> _Sequence:
-    if x.ndim not in (2, 3):
-        layout = "(B, T, features)" if batch_first else "(T, B, features)"
-        raise ShapeError(f"{what}: x has shape {x.shape}.", f"pass {layout}, or (T, features) for a single sequence.")
-    unbatched = x.ndim == 2
-    batch_first = batch_first and not unbatched
-    outside = x.shape[:-1]
-    x = expand_dims(x, 1) if unbatched else swapaxes(x, 0, 1) if batch_first else x
-    steps, rows = x.shape[:2]
-    if steps == 0:
-        raise ShapeError(f"{what}: x has 0 time steps.", "pass at least one; a row without any has a length of 0.")
+def _step_of(name: str, equation: Equation, weights: Weights) -> Any:
+    """A direction's step. It binds the weights itself, so that a kernel sees where they come from."""
 
-    def flags(name: str, given: Any) -> Flags | None:
-        if given is None:
-            return None
-        found = given.data if isinstance(given, Tensor) else np.asarray(given)
-        if found.dtype != np.bool_:
-            raise DTypeError(f"{what}: {name} is {found.dtype}.", f"pass bools: {name}.astype(bool).")
-        if found.shape != outside:
-            raise ShapeError(
-                f"{what}: {name} has shape {found.shape}, x has {outside} steps and rows.", f"pass one of {outside}."
+    def step(state: State, now: Inputs) -> tuple[State, Tensor]:
+        prepare, go = equation(weights)
+        before = begin(state, now)
+        after = go(prepare(now.x), before)
+        return end(before, after, after[0], now)
+
+    step.__name__ = name
+    return step
+
+
+def _step_of_cell(cell: Module) -> Any:
+    """Any cell's step."""
+    name = type(cell).__name__
+
+    def step(state: Any, now: Inputs) -> tuple[Any, Tensor]:
+        before = begin(state, now)
+        leaves, wanted = flatten(cell(now.x, before, *now.drawn)), len(flatten(before))
+        if len(leaves) != wanted:
+            raise InputError(
+                f"Recurrent: {name} went from a state of {wanted} tensors to one of {len(leaves)}.",
+                "forward returns a state like the one it was given.",
             )
-        return (found.T if batch_first else found).reshape(steps, rows)
+        return end(before, unflatten(before, leaves), leaves[0], now)
 
-    keep = flags("mask", mask)
-    if lengths is not None:
-        if keep is not None:
-            raise InputError(f"{what}: both lengths and mask are given.", "pass one of them.")
-        keep = _within(what, lengths, steps, rows, unbatched)
-    if keep is not None:
-        if keep.all():
-            keep = None
-        else:
-            x = where(keep[:, :, None], x, 0.0)  # what stands in masked steps, even NaN, reaches no weight's gradient
-    return _Sequence(x, Marks(keep, flags("reset", reset)), unbatched, batch_first)
+    step.__name__ = name
+    return step
 
 
-def _within(what: str, lengths: Any, steps: int, rows: int, unbatched: bool) -> Flags:
-    found = lengths.data if isinstance(lengths, Tensor) else np.asarray(lengths)
-    if found.dtype.kind not in "iu":
-        raise DTypeError(f"{what}: lengths are {found.dtype}.", "pass integers, one for each row.")
-    if found.shape != (rows,) and not (unbatched and found.shape == ()):
-        raise ShapeError(
-            f"{what}: lengths have shape {found.shape}, x has {rows} rows.", f"pass one for each row, shape ({rows},)."
-        )
-    if found.size and not (found.min() >= 0 and found.max() <= steps):
-        worst = found.max() if found.max() > steps else found.min()
-        raise InputError(f"{what}: a length is {worst}, x has {steps} time steps.", f"lengths are 0 to {steps}.")
-    return np.arange(steps)[:, None] < found.reshape(1, rows)
+def _apart(part: Tensor) -> tuple[Tensor, ...]:
+    """Along axis 0; of a single layer as a view, which is what counts where one token is taken at a time."""
+    return (squeeze(part, axis=0),) if len(part) == 1 else unstack(part, axis=0)
+
+
+def _together(parts: tuple[Tensor, ...]) -> Tensor:
+    """The inverse of `_apart`."""
+    return reshape(parts[0], (1, *parts[0].shape)) if len(parts) == 1 else stack(parts)
 
 
 class _Layers(Module):
@@ -219,32 +155,34 @@ class _Layers(Module):
 
     @property
     def _dtype(self) -> np.dtype[Any]:
-        return weights_of(self, "_l0").ih.dtype
+        return getattr(self, "weight_ih_l0").dtype  # noqa: B009 - a name that only `allocate` knows
 
     def forward(
         self, x: Any, state: Any = None, lengths: Lengths = None, mask: Any = None, reset: Any = None
     ) -> tuple[Tensor, Any]:
         what = type(self).__name__
         check_features(what, x, self.input_size, "input_size", self._dtype)
-        sequence = _read(what, x, lengths, mask, reset, self.batch_first)
-        y, initial = sequence.x, self._initial(state, sequence)
+        sequence = read(what, x, lengths, mask, reset, self.batch_first)
+        y = sequence.x if isinstance(sequence.x, Tensor) else Tensor(sequence.x)
+        initial = self._initial(state, sequence)
         final: list[State] = []
         for layer, ways in enumerate(self._suffixes):
             if layer > 0:
                 y = F.dropout(y, self.dropout, self.training, generator=self.generator)
             outputs: list[Tensor] = []
             for way, suffix in enumerate(ways):
-                prepare, step = self._kind.equation(weights_of(self, suffix))
-                output, last = run(prepare, step, initial[len(final)], y, sequence.marks, reverse=way == 1)
+                reverse, weights = way == 1, weights_of(self, suffix)
+                inputs, begun = sequence.inputs(y, reverse), initial[len(final)]
+                last, output = _over_time(what, self._kind.equation, weights, begun, inputs, reverse)
                 outputs.append(output)
                 final.append(last)
             y = outputs[0] if len(outputs) == 1 else concatenate(outputs, axis=-1)
-        states = tuple(stack(parts) for parts in zip(*final, strict=True))
+        states = tuple(_together(parts) for parts in zip(*final, strict=True))
         if sequence.unbatched:
             states = tuple(squeeze(part, axis=1) for part in states)
         return sequence.back(y), states[0] if len(states) == 1 else states
 
-    def _initial(self, state: Any, sequence: _Sequence) -> list[State]:
+    def _initial(self, state: Any, sequence: Sequence) -> list[State]:
         """A state for each layer and direction."""
         rows: tuple[int, ...] = () if sequence.unbatched else sequence.x.shape[1:2]
         names, runs = self._kind.states, self.num_layers * (1 + self.bidirectional)
@@ -257,7 +195,7 @@ class _Layers(Module):
             parts = read_state(type(self).__name__, names, state, shapes, axes, self._dtype)
             if sequence.unbatched:
                 parts = tuple(expand_dims(part, 1) for part in parts)
-        return list(zip(*(unstack(part, axis=0) for part in parts), strict=True))
+        return list(zip(*map(_apart, parts), strict=True))
 
     def extra_repr(self) -> str:
         options = {
@@ -305,6 +243,9 @@ class RNN(_Layers):
 
     Parameters are ``weight_ih_l0`` (hidden_size, features), ``weight_hh_l0``, ``bias_ih_l0``, ``bias_hh_l0``, then
     ``_l1`` and so on, each with the suffix ``_reverse`` for the other direction: PyTorch's names, shapes and order.
+
+    The loop over time is a `scan`: a kernel, compiled when it is first needed and kept on disk, whatever the sizes.
+    Inside `no_compile`, in forward mode and in float16 it runs step by step.
 
     Raises
     ------
@@ -416,6 +357,12 @@ class Recurrent(Module):
     Notes
     -----
     ``y, state = recurrent(x, state, lengths=None, mask=None, reset=None)``, as for `RNN`; states as the cell's own.
+
+    A cell with randomness of its own may have a method ``draw(steps, B)``, which gives a nest of arrays whose first
+    axis is the steps. In training it is called once, and the cell with each step's slices: ``cell(x, state, drawn)``.
+
+    A cell that cannot be compiled, because it looks at values or draws random numbers itself, runs step by step, and a
+    line of the logger ``tinytape.compile`` says why.
     """
 
     def __init__(self, cell: Module, batch_first: bool = False, reverse: bool = False) -> None:
@@ -425,8 +372,8 @@ class Recurrent(Module):
         self, x: Any, state: Any = None, lengths: Lengths = None, mask: Any = None, reset: Any = None
     ) -> tuple[Tensor, Any]:
         check_array("Recurrent", "x", x)
-        sequence = _read("Recurrent", x, lengths, mask, reset, self.batch_first)
-        rows = sequence.x.shape[1]
+        sequence = read("Recurrent", x, lengths, mask, reset, self.batch_first)
+        steps, rows = sequence.x.shape[:2]
         if state is None:
             make = getattr(self.cell, "initial_state", None)
             if make is None:
@@ -440,11 +387,22 @@ class Recurrent(Module):
         if any(part.shape[:1] != (rows,) for part in flatten(state)):
             found = [part.shape for part in flatten(state)]
             raise ShapeError(f"Recurrent: x has {rows} rows, the state has shapes {found}.", "states are (B, ...).")
-
-        def step(x: Any, parts: State) -> State:
-            return tuple(flatten(self.cell(x, unflatten(state, parts))))
-
-        y, last = run(lambda x: x, step, tuple(flatten(state)), sequence.x, sequence.marks, self.reverse)
+        inputs = sequence.inputs(sequence.x, self.reverse, self._draws(steps, rows))
+        last, y = scan(_step_of_cell(self.cell), state, inputs, reverse=self.reverse)
         if sequence.unbatched:
-            last = [squeeze(part, axis=0) for part in last]
-        return sequence.back(y), unflatten(state, last)
+            last = unflatten(last, [squeeze(part, axis=0) for part in flatten(last)])
+        return sequence.back(y), last
+
+    def _draws(self, steps: int, rows: int) -> tuple[Any, ...]:
+        """What the cell takes beside x and state, for all steps: nothing, or what it drew."""
+        draw = getattr(self.cell, "draw", None)
+        if draw is None or not self.cell.training:
+            return ()
+        drawn = draw(steps, rows)
+        parts = flatten(drawn)
+        if any(np.shape(part)[:1] != (steps,) for part in parts):
+            raise ShapeError(
+                f"Recurrent: draw({steps}, {rows}) gave shapes {[np.shape(part) for part in parts]}.",
+                f"the first axis is that of the {steps} steps.",
+            )
+        return (drawn,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from functools import lru_cache
 from typing import Any
@@ -19,6 +20,8 @@ from .shape import diagonal
 __all__ = ["dot", "einsum", "matmul", "outer", "tensordot", "trace"]
 
 Shape = tuple[int, ...]
+
+LEAST = 1 << 25  # multiply-adds: with fewer, NumPy does it in a millisecond
 
 # ---- matrix products ------------------------------------------------------------------------------------------------
 
@@ -44,9 +47,9 @@ def matmul(a: Operand, b: Operand) -> Any:
     """
     try:
         if a.ndim == 2 == b.ndim:
-            return np.dot(a, b)
+            return _product(a, b)
         if a.ndim > 2 and b.ndim == 2:  # one large product instead of a stack of small ones
-            return np.dot(np.reshape(a, (_rows(a), a.shape[-1])), b).reshape(*a.shape[:-1], b.shape[-1])
+            return _product(np.reshape(a, (_rows(a), a.shape[-1])), b).reshape(*a.shape[:-1], b.shape[-1])
         return np.matmul(a, b)
     except (ValueError, AttributeError) as error:
         shape_a, shape_b = np.shape(a), np.shape(b)
@@ -70,7 +73,7 @@ def matmul(a: Operand, b: Operand) -> Any:
 @matmul.vjp
 def _(g: Operand, a: Operand, b: Operand, wants: tuple[bool, bool]) -> Any:
     if a.ndim == 2 == b.ndim:
-        return np.dot(g, b.T) if wants[0] else None, np.dot(a.T, g) if wants[1] else None
+        return _product(g, b.T) if wants[0] else None, _weighted(a, g, b) if wants[1] else None
     return _left(g, a, b) if wants[0] else None, _right(g, a, b) if wants[1] else None
 
 
@@ -81,7 +84,7 @@ def _left(g: Any, a: Any, b: Any) -> Any:
     if a.ndim == 1:
         return np.matmul(b, np.expand_dims(g, -1))[..., 0]
     if b.ndim == 2:
-        return np.reshape(np.dot(np.reshape(g, (_rows(g), g.shape[-1])), b.T), (*g.shape[:-1], b.shape[0]))
+        return np.reshape(_product(np.reshape(g, (_rows(g), g.shape[-1])), b.T), (*g.shape[:-1], b.shape[0]))
     return np.matmul(g, b.mT)
 
 
@@ -92,12 +95,64 @@ def _right(g: Any, a: Any, b: Any) -> Any:
     if b.ndim == 1:
         return np.dot(np.reshape(g, (_rows(a),)), np.reshape(a, (_rows(a), a.shape[-1])))
     if b.ndim == 2:  # a sum over all leading axes, as one product
-        return np.dot(np.reshape(a, (_rows(a), a.shape[-1])).T, np.reshape(g, (_rows(g), g.shape[-1])))
+        return _weighted(np.reshape(a, (_rows(a), a.shape[-1])), np.reshape(g, (_rows(g), g.shape[-1])), b)
     return np.matmul(a.mT, g)
 
 
 def _rows(x: Any) -> int:
     return math.prod(x.shape[:-1])
+
+
+def _weighted(a: Any, g: Any, b: Any) -> Any:
+    """``a.T @ g``, in memory as `b` is: the gradient of a transposed weight can then be turned back at no cost."""
+    if b.__class__ is np.ndarray and b.flags.fnc:
+        return _product(g.T, a).T
+    return _product(a.T, g)
+
+
+def _product(a: Any, b: Any) -> Any:
+    """The product of two matrices, by our own kernels where these are quicker than the BLAS that NumPy came with."""
+    if a.size * b.shape[1] >= LEAST and (kernels := _kernels(a, b)) is not None:
+        return kernels.matmul(a, b)
+    return np.dot(a, b)
+
+
+def _kernels(a: Any, b: Any) -> Any:
+    """The module of compiled products, if Numba is loaded anyway and they are quicker for these arguments."""
+    if "numba" not in sys.modules or not (a.__class__ is b.__class__ is np.ndarray):
+        return None
+    if a.shape[1] != b.shape[0] or a.dtype != b.dtype or a.dtype.char not in "fd" or not a.dtype.isnative:
+        return None
+    from ..kernels.compiler import usable
+
+    if not usable():
+        return None
+    from ..kernels import matmul
+
+    return matmul if matmul.is_quicker(a.shape[0], a.shape[1], b.shape[1]) else None
+
+
+@op
+def affine(x: Operand, weight: Operand, bias: Operand) -> Any:
+    """``x @ weight.T + bias`` without an array for the product: x (..., I), weight (O, I), bias (O,), one dtype."""
+    y = _product(_flat(x), weight.T)
+    y += bias
+    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], len(weight))
+
+
+@affine.vjp
+def _(g: Operand, x: Operand, weight: Operand, wants: tuple[bool, bool, bool]) -> Any:
+    rows = _flat(g)
+    left = _product(rows, weight) if wants[0] else None
+    return (
+        left if x.ndim == 2 or left is None else np.reshape(left, x.shape),
+        _product(rows.T, _flat(x)) if wants[1] else None,
+        np.sum(rows, axis=0) if wants[2] else None,
+    )
+
+
+def _flat(x: Any) -> Any:
+    return x if x.ndim == 2 else np.reshape(x, (_rows(x), x.shape[-1]))
 
 
 def dot(a: Operand, b: Operand) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -390,8 +390,13 @@ def _(g: Operand, x_shape: Shape, reps: Axes) -> Any:
     times = tuple(np.atleast_1d(reps).tolist())
     n = max(len(times), len(x_shape))
     times, sides = (1,) * (n - len(times)) + times, (1,) * (n - len(x_shape)) + x_shape
-    copies = np.reshape(g, tuple(chain.from_iterable(zip(times, sides, strict=True))))
-    return np.reshape(np.sum(copies, axis=tuple(range(0, 2 * n, 2))), x_shape)
+    lengths, copies = list[int](), list[int]()
+    for count, side in zip(times, sides, strict=True):
+        if count != 1:
+            copies.append(len(lengths))
+            lengths.append(count)
+        lengths.append(side)
+    return np.reshape(np.sum(np.reshape(g, tuple(lengths)), axis=tuple(copies)), x_shape)
 
 
 def repeat(x: Operand, repeats: Any, axis: int | None = None) -> Any:

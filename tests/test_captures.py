@@ -1,0 +1,122 @@
+"""What a step takes from outside: a plan is used again only where that is the same."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+import tinytape as tt
+from tinytape import nn
+from tinytape.compile.captures import look_through
+
+FACTOR = 2.0
+TENSOR = tt.tensor([1.0, 2.0], requires_grad=True)
+
+
+class Scale(nn.Module):
+    def __init__(self, by):
+        self.by = by
+        self.weight = nn.Parameter(np.ones(3, np.float32))
+
+    def forward(self, x):
+        return x * self.by * self.weight
+
+
+def by_global(h, x):
+    return h * FACTOR + x * TENSOR, None
+
+
+def made(number, tensor):
+    def step(h, x):
+        return h * number + x * tensor, None
+
+    return step
+
+
+def helper(x):
+    return x * FACTOR
+
+
+def by_helper(h, x):
+    return helper(h) + x, None
+
+
+def test_equal_closures_have_equal_keys_and_their_own_tensors():
+    one, two = tt.ones(3), tt.zeros(3)
+    first, second = look_through(made(2.0, one)), look_through(made(2.0, two))
+    assert first.key == second.key
+    assert first.complete and second.complete
+    assert [t for t in first.tensors if t is one] == [one] and [t for t in second.tensors if t is two] == [two]
+
+
+@pytest.mark.parametrize("other", [
+    made(3.0, tt.ones(3)),  # another number
+    made(2, tt.ones(3)),  # of another kind
+    made(2.0, tt.ones(4)),  # another shape
+    made(2.0, tt.ones(3).astype("float64")),  # another dtype
+    made(2.0, tt.tensor(np.ones(3, np.float32), requires_grad=True)),
+    made(-0.0, tt.ones(3)),
+    made(True, tt.ones(3)),
+])  # fmt: skip
+def test_what_differs_has_another_key(other):
+    assert look_through(other).key != look_through(made(2.0, tt.ones(3))).key
+    assert look_through(other).key != look_through(made(0.0, tt.ones(3))).key
+
+
+def test_globals_and_the_functions_they_name_are_looked_through(monkeypatch):
+    before, through = look_through(by_global), look_through(by_helper)
+    assert before.complete and any(t is TENSOR for t in before.tensors)
+    monkeypatch.setitem(globals(), "FACTOR", 3.0)
+    assert look_through(by_global).key != before.key
+    assert look_through(by_helper).key != through.key
+
+
+def test_names_of_attributes_are_not_globals():
+    assert look_through(lambda h, x: (h.TENSOR, None)).tensors == []
+
+
+def test_modules_are_their_contents():
+    model = Scale(2.0)
+
+    def step(h, x):
+        return model(h) + x, None
+
+    found = look_through(step)
+    assert found.complete and any(t is model.weight for t in found.tensors)
+    model.by = 3.0
+    assert look_through(step).key != found.key
+    model.by = 2.0
+    assert look_through(step).key == found.key
+    model.eval()
+    assert look_through(step).key != found.key
+
+
+def test_partials_methods_and_a_tensor_met_twice():
+    weight = tt.ones(3)
+    bound = partial(lambda w, v, h, x: (h * w + v * x, None), weight, weight)
+    found = look_through(bound)
+    assert found.complete and sum(t is weight for t in found.tensors) == 1
+    two = look_through(partial(bound.func, weight, tt.ones(3)))
+    assert two.key != found.key  # two tensors are not one tensor twice
+
+
+def test_objects_of_unknown_kinds_are_admitted_to_be_unknown():
+    class Box:
+        factor = 2.0
+
+    box = Box()
+    assert not look_through(lambda h, x: (h * box.factor, None)).complete
+
+
+def test_a_plan_sees_what_changed_in_a_closure():
+    """Values, and not only keys: the second call must not use the first one's number."""
+    x = np.ones((3, 2, 4), np.float32)
+    init = np.zeros((2, 4), np.float32)
+    results = []
+    for number in (0.5, 0.25):
+        for compiled in (True, False):
+            carry, _ = tt.scan(made(number, tt.ones(4)), init, x, compiled=compiled)
+            results.append(carry.data)
+    np.testing.assert_allclose(results[0], results[1])
+    np.testing.assert_allclose(results[2], results[3])
+    assert not np.allclose(results[0], results[2])

@@ -1,0 +1,292 @@
+"""A scan as kernels: find or make the kernels for a step, run them, and put the result on the tape as one op."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..engine.errors import InputError
+from ..engine.op import Op
+from ..engine.stand_in import stand_ins, standing_in
+from ..engine.tape import Leaf, Node, Part, here, take_number
+from ..engine.tensor import Tensor
+from ..engine.tree import Array, flatten, unflatten
+from ..kernels.compiler import usable
+from ..recompute import keeps_calls, replay
+from .cache import announced
+from .captures import Captures, look_through
+from .explain import Explanation
+from .leaves import Leaves, readings
+from .lower import lower
+from .plain import Plain, Rows
+from .program import Program
+from .run import Compiled, Saved
+from .trace import Key, NotLowerable, Traced, name_of, trace
+
+__all__ = ["Plan", "attempt", "explain", "plan_for", "refuse", "tell"]
+
+_log = logging.getLogger("tinytape.compile")
+MOST = 512  # plans that are kept
+_plans: OrderedDict[Any, Plan | NotLowerable] = OrderedDict()
+_told: set[Any] = set()
+_nothing = nullcontext()
+
+
+class Plan:
+    """The kernels for a step, and where its tensors are found."""
+
+    def __init__(self, traced: Traced, program: Program, title: str, captures: Captures) -> None:
+        self.program = program
+        values = traced.tape.values
+        self.leaves = Leaves(program, [values[key].dtype for key in (*traced.carry_out, *traced.ys)])
+        self.kernels = (Compiled if usable() else Plain)(program, title)
+        self.title = title
+        self.op = Op(lambda *values: values, f"scan({title})", "general", True, False)
+        self.op.rule = _rule
+        self.op.differentiable_rule = _differentiable_rule
+        self.y_tree = _skeleton(traced.y_tree)
+        self.inputs = len(traced.xs)
+        self.tracked = [key is not None for key in (*traced.carry_seeds, *traced.output_seeds)]
+        lifted = {v.index: v.args[0].recipe.captured for v in program.inputs if v.kind == "fixed"}
+        self.outside = [*program.captured_gradients, *(lifted[i] for i in program.fixed_gradients)]
+        self._ran: set[str] = set()
+        positions = {id(t): i for i, t in enumerate(captures.tensors)}
+        positions.update({id(t.raw): i for i, t in enumerate(captures.tensors) if isinstance(t, Tensor)})
+        self.positions: dict[Key, int] = {}
+        self.constants: dict[Key, Any] = {}
+        for key, tensor in traced.captured.items():
+            raw = tensor.raw if isinstance(tensor, Tensor) else tensor
+            found = positions.get(id(tensor), positions.get(id(raw)))
+            if found is None:
+                self.constants[key] = tensor
+            else:
+                self.positions[key] = found
+        tracked = any(isinstance(t, Tensor) and t.node is not None for t in self.constants.values())
+        self.reusable = captures.complete and not tracked
+
+    def announced(self, which: str) -> AbstractContextManager[None]:
+        """Around a run of the forward or the backward kernel: tells of the first one, if that took a compiler."""
+        if which in self._ran:
+            return _nothing
+        self._ran.add(which)
+        return announced(self.title)
+
+    def captured(self, captures: Captures) -> dict[Key, Any]:
+        """The tensors that the step takes from outside, as they are now."""
+        found = {key: captures.tensors[i] for key, i in self.positions.items()}
+        return {**found, **self.constants}
+
+
+def _skeleton(tree: Any) -> Any:
+    return unflatten(tree, range(len(flatten(tree))))
+
+
+def attempt(
+    f: Callable[[Any, Any], Any],
+    init: Any,
+    xs: Any,
+    steps: int,
+    reverse: bool,
+    eager: Callable[..., Any],
+) -> tuple[Any, Any] | NotLowerable | None:
+    """The scan by kernels.
+
+    Parameters
+    ----------
+    f, init, xs, steps, reverse
+        As `scan` has checked them: init and xs are nests of Tensors.
+    eager : callable
+        ``eager(f, init, xs, steps, reverse)``, the definition, for gradients that are themselves differentiated.
+
+    Returns
+    -------
+    (carry, ys), or why it cannot be compiled, or None where the loop has to be recorded step by step.
+    """
+    context = here.context
+    if context.rule is not None or (context.tape is not None and keeps_calls(context.tape)):
+        return None
+    carries, inputs = flatten(init), flatten(xs)
+    plan, captures = plan_for(f, init, xs, carries, inputs)
+    if isinstance(plan, NotLowerable):
+        return plan
+    captured = plan.captured(captures)
+    first = [x.raw for x in carries]
+    rows = plan.leaves.rows(first)
+    with plan.announced("forward"):
+        first, others = plan.leaves.enter(first, rows), [x.raw for x in inputs]
+        finals, ys, saved = plan.kernels.forward(first, others, captured, steps, rows, reverse)
+    arrays = plan.leaves.leave(finals, ys)
+    if not plan.program.carry_seeds:
+        results = [Tensor.of(a) for a in arrays]
+    else:
+        run = _Scan(plan, f, init, xs, steps, reverse, eager, captured)
+        results = run.record(carries, inputs, arrays, saved)
+    count = len(carries)
+    return unflatten(init, results[:count]), unflatten(plan.y_tree, results[count:])
+
+
+def plan_for(
+    f: Callable[[Any, Any], Any], init: Any, xs: Any, carries: list[Tensor], inputs: list[Tensor]
+) -> tuple[Plan | NotLowerable, Captures]:
+    """The kernels for a step on inputs like these, whose leaves are `carries` and `inputs`: as kept, or made now."""
+    captures = look_through(f)
+    recording = here.context.recording
+    tracked = [x.node is not None and recording for x in (*carries, *inputs)]
+    adjoint = recording and (
+        any(tracked) or any(isinstance(t, Tensor) and t.node is not None for t in captures.tensors)
+    )
+    key = (
+        captures.key,
+        _form(init),
+        _form(xs),
+        tuple([(x.raw.shape, x.raw.dtype.char) for x in carries]),
+        tuple([(x.raw.shape[1:], x.raw.dtype.char) for x in inputs]),
+        tuple(tracked[len(carries) :]),
+        adjoint,
+        recording,
+    )
+    plan = _plans.get(key)
+    if plan is None or (isinstance(plan, NotLowerable) and not captures.complete):
+        plan = _make(f, init, xs, captures, recording)
+        if isinstance(plan, NotLowerable) or plan.reusable:
+            _plans[key] = plan
+            while len(_plans) > MOST:
+                _plans.popitem(last=False)
+    return plan, captures
+
+
+def explain(f: Callable[[Any, Any], Any], init: Any, xs: Any) -> Explanation:
+    """What `attempt` would run; init and xs are nests of Tensors."""
+    plan, _ = plan_for(f, init, xs, flatten(init), flatten(xs))
+    if isinstance(plan, NotLowerable):
+        return Explanation(_title(f), str(plan))
+    return Explanation(plan.title, None, plan.kernels.plan, plan.kernels.dims)
+
+
+def _form(tree: Any) -> Any:
+    """A nest's structure, to compare."""
+    if isinstance(tree, dict):
+        return dict, tuple([(k, _form(v)) for k, v in tree.items()])  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(tree, list | tuple):
+        return type(tree), tuple([_form(item) for item in tree])  # pyright: ignore[reportUnknownVariableType]
+    return tree is None
+
+
+def _make(f: Any, init: Any, xs: Any, captures: Captures, recording: bool) -> Plan | NotLowerable:
+    carries, inputs = flatten(init), flatten(xs)
+    floats = [x.dtype for x in carries if x.dtype.kind == "f"]
+    odd = any(x.dtype not in (*floats[:1], np.bool_) for x in carries)
+    if not floats or odd or floats[0] not in (np.float32, np.float64):
+        dtypes = ", ".join(str(x.dtype) for x in carries) or "nothing"
+        return NotLowerable(f"the carry is of {dtypes}; a kernel takes float32, or float64, and bools")
+    first = unflatten(xs, [Tensor.of(x.raw[0]) for x in inputs])
+    wanted = [x.node is not None and recording for x in inputs]
+    wanted_carry = [recording and x.dtype.kind == "f" for x in carries]
+    likely, *others = readings([x.shape for x in carries], [x.shape[1:] for x in inputs])
+    try:
+        traced = trace(f, init, first, wanted_carry, wanted, recording, likely[1])
+    except NotLowerable as reason:
+        return reason
+    if (
+        not any(wanted)
+        and not any(x.node is not None for x in carries)
+        and not any(isinstance(t, Tensor) and t.node is not None for t in traced.captured.values())
+    ):
+        traced = traced._replace(carry_seeds=[], output_seeds=[], gradients={})
+    reason: NotLowerable | None = None
+    for rows, shared in (likely, *others):
+        try:
+            return Plan(traced, lower(traced, np.dtype(floats[0]), rows, shared), _title(f), captures)
+        except NotLowerable as error:
+            reason = reason or error
+    assert reason is not None
+    return reason
+
+
+def _title(f: Any) -> str:
+    owner = getattr(f, "__self__", None)
+    name = name_of(f)
+    return type(owner).__name__ if owner is not None else name
+
+
+def tell(f: Any, reason: NotLowerable) -> None:
+    """Say once that a function runs step by step."""
+    code = getattr(f, "__code__", type(f))
+    told = code, name_of(f), reason.reason  # the steps of all layers have the same code
+    if told not in _told:
+        _told.add(told)
+        _log.warning("tinytape: scan of %s runs step by step, not compiled: %s", name_of(f), reason)
+
+
+def refuse(f: Any, reason: NotLowerable) -> None:
+    """Raise, where a kernel was asked for."""
+    raise InputError(
+        f"scan: {name_of(f)} cannot be compiled: {reason}.",
+        'change that line, or pass compiled="auto" to run it step by step.',
+    )
+
+
+def _rule(gradients: tuple[Any, ...], run: _Scan, saved: Any) -> tuple[Any, ...]:
+    return run.rule(gradients, saved)
+
+
+def _differentiable_rule(node: Node, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
+    run: _Scan = node.kept[0]
+    return run.differentiable_rule(node, gradients)
+
+
+class _Scan:
+    """One compiled run, as an op with a result for each leaf of the carry and of ys."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        f: Any,
+        init: Any,
+        xs: Any,
+        steps: int,
+        reverse: bool,
+        eager: Callable[..., Any],
+        captured: dict[Key, Any],
+    ) -> None:
+        self.plan, self.f, self.init, self.xs, self.steps, self.reverse = plan, f, init, xs, steps, reverse
+        self.eager, self.captured, self.stand_ins = eager, captured, stand_ins()
+
+    def record(
+        self, carries: list[Tensor], inputs: list[Tensor], arrays: list[Array], saved: Saved | Rows
+    ) -> list[Tensor]:
+        context, plan, captured = here.context, self.plan, self.captured
+        outside = [captured[k] for k in plan.outside]
+        parents = tuple([x.node for x in (*carries, *inputs, *outside)])
+        tensors = [*carries, *inputs, *[t for t in captured.values() if isinstance(t, Tensor)]]
+        storages = tuple([x.node.storage if isinstance(x.node, Leaf) else x.storage for x in tensors])
+        shapes, dtypes = tuple([a.shape for a in arrays]), tuple([a.dtype for a in arrays])
+        kept = (self, saved)
+        node = Node(take_number(), plan.op, parents, kept, shapes, dtypes, storages, context.step)
+        results = [Tensor.of(a, Part(node, i) if plan.tracked[i] else None) for i, a in enumerate(arrays)]
+        if context.tape is not None:
+            context.tape.append(node, (), {}, tuple(results))
+        return results
+
+    def rule(self, gradients: tuple[Any, ...], saved: Any) -> tuple[Any, ...]:
+        leaves, program = self.plan.leaves, self.plan.program
+        with self.plan.announced("backward"):
+            given = leaves.enter_gradients(gradients, saved.rows)
+            dinit, dxs, dfixed, sums = self.plan.kernels.backward(saved, *given, self.reverse)
+        found = leaves.leave_gradients(dinit, dxs, self.plan.inputs)
+        found += [sums[k] for k in program.captured_gradients]
+        found += [dfixed[i] for i in program.fixed_gradients]
+        return tuple(found)
+
+    def differentiable_rule(self, node: Node, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Run the loop again as it is defined, and walk that."""
+        wanted = [g for g, t in zip(gradients, self.plan.tracked, strict=True) if t]
+        definition = partial(self.eager, self.f, self.init, self.xs, self.steps, self.reverse)
+        with standing_in(self.stand_ins):
+            return replay(definition, node.parents or (), wanted)

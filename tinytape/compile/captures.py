@@ -1,0 +1,155 @@
+"""What a function takes from outside: found by looking through its closure, so that a trace can be used again.
+
+A trace holds for every call in which all that the function can reach is the same, but for the floats in its tensors.
+Integers, which may be positions, and NumPy's arrays, which a function may compute with unseen, are a part of it.
+`look_through` describes what can be reached, and lists the tensors among it in a fixed order.
+"""
+
+from __future__ import annotations
+
+import dis
+import types
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from ..engine.op import Op
+from ..engine.tensor import Tensor
+from ..engine.tree import Array, is_array
+from ..random import Generator
+
+__all__ = ["Captures", "look_through"]
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, types.EllipsisType, slice, range, np.dtype, np.generic)
+LARGE = 1 << 20  # bytes: larger arrays are not compared; the function is then traced each time
+_PACKAGE = __name__.split(".", 1)[0]
+
+
+class Captures(NamedTuple):
+    """What was found.
+
+    Attributes
+    ----------
+    key : tuple
+        Equal for two functions that do the same with the tensors they take from outside.
+    tensors : list of Tensor or array
+        Those tensors.
+    complete : bool
+        Whether everything was understood. If not, the function must be traced each time.
+    """
+
+    key: tuple[Any, ...]
+    tensors: list[Any]
+    complete: bool
+
+
+def look_through(f: Callable[..., Any]) -> Captures:
+    """Describe a function and all that it can reach; one that has an attribute `captures` does so itself."""
+    known: Captures | None = getattr(f, "captures", None)
+    if known is not None:
+        return known
+    seen = _Look()
+    key = seen.at(f)
+    return Captures((key,), seen.tensors, seen.complete)
+
+
+class _Look:
+    def __init__(self) -> None:
+        self.tensors: list[Any] = []
+        self.complete = True
+        self.met: dict[int, int] = {}
+
+    def at(self, x: Any) -> Any:
+        kind = x.__class__
+        if kind in _PLAIN or issubclass(kind, np.generic):
+            return kind, repr(x) if kind is float else x
+        if id(x) in self.met:
+            return "met", self.met[id(x)]
+        if isinstance(x, Tensor):
+            self._meet(x)
+            self.tensors.append(x)
+            contents = None if x.raw.dtype.kind == "f" else self._contents(x.raw)
+            return "tensor", x.raw.shape, x.raw.dtype.char, x.node is None, contents
+        if is_array(x):
+            self._meet(x)
+            self.tensors.append(x)
+            return "array", x.shape, x.dtype.char, self._contents(x)
+        if isinstance(x, tuple | list):
+            return kind, tuple([self.at(item) for item in cast("list[Any]", x)])
+        if isinstance(x, dict):
+            return kind, tuple([(self.at(k), self.at(v)) for k, v in cast("dict[Any, Any]", x).items()])
+        self._meet(x)
+        if kind is types.FunctionType:
+            return self._function(x)
+        if kind is types.MethodType:
+            return "method", self.at(x.__func__), self.at(x.__self__)
+        if isinstance(x, partial):
+            found = cast("partial[Any]", x)
+            return "partial", self.at(found.func), self.at(found.args), self.at(found.keywords)
+        # A generator is known by itself alone: drawing from it in a step is refused by the trace.
+        if isinstance(x, type | types.BuiltinFunctionType | np.ufunc | Generator) or kind.__module__ == "functools":
+            return "object", x
+        if isinstance(x, types.ModuleType):
+            self.complete = self.complete and x.__name__.split(".")[0] in (_PACKAGE, "numpy", "math")
+            return "module", x.__name__
+        if isinstance(x, property):
+            return "property", self.at(x.fget)
+        if isinstance(x, staticmethod | classmethod):
+            return kind, self.at(cast("staticmethod[..., Any]", x).__func__)
+        if hasattr(kind, "named_parameters"):  # a Module: what it holds, and what its methods reach
+            return kind, self._members(x), self._class(kind)
+        self.complete = False
+        return "unknown", id(x)
+
+    def _contents(self, array: Array) -> int:
+        if array.nbytes > LARGE:
+            self.complete = False
+        return hash(array.tobytes()) if array.nbytes <= LARGE else 0
+
+    def _meet(self, x: Any) -> None:
+        self.met[id(x)] = len(self.met)
+
+    def _members(self, module: Any) -> Any:
+        held = cast("dict[str, Any]", vars(module))
+        return tuple([(name, self.at(value)) for name, value in held.items()])
+
+    def _class(self, kind: type) -> Any:
+        users = [base for base in kind.__mro__ if base is not object and not _is_ours(base)]
+        members = [item for base in users for item in vars(base).items()]
+        return tuple([(name, self.at(x)) for name, x in members if name == "__call__" or name[:2] != "__"])
+
+    def _function(self, f: types.FunctionType) -> Any:
+        if isinstance(getattr(f, "op", None), Op):  # the code of many ops is the same
+            return "op", f
+        cells = [cell.cell_contents for cell in f.__closure__ or () if _is_filled(cell)]
+        inside = tuple([self.at(value) for value in cells])
+        defaults = self.at(f.__defaults__), self.at(f.__kwdefaults__)
+        if _is_ours(f):
+            return f.__code__, inside, defaults
+        reached = tuple([(n, self.at(f.__globals__[n])) for n in _globals_of(f.__code__) if n in f.__globals__])
+        return f.__code__, inside, defaults, reached
+
+
+def _is_ours(x: Any) -> bool:
+    module = x.__module__ or ""
+    return module == _PACKAGE or module.startswith(_PACKAGE + ".")
+
+
+@lru_cache(maxsize=4096)
+def _globals_of(code: types.CodeType) -> tuple[str, ...]:
+    """Names of global variables that the code, or a function inside it, looks up."""
+    names = dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names.update(dict.fromkeys(_globals_of(constant)))
+    return tuple(names)
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 - asked for its error
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,140 @@
+"""Which values of a step are kept for its adjoint, and which are computed again.
+
+Products are never computed again; every other value may be, from kept ones. The kept values are then a cut between
+the products and what the adjoint reads, and the cut of fewest floats is found as a maximum flow (Ford & Fulkerson
+1956; the same idea serves reverse mode in general, cf. Naumann 2008). Of several such cuts the one nearest to the
+adjoint is taken, which leaves least to compute again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from .program import CONTRACTED, Program, Value, topological
+
+__all__ = ["Phases", "phases"]
+
+SOURCE, SINK = "source", "sink"
+
+
+class Phases(NamedTuple):
+    """The program's values by when they are computed, each in an order in which they can be."""
+
+    forward: list[Value]
+    kept: list[Value]
+    again: list[Value]  # computed in the backward loop from kept values and inputs
+    adjoint: list[Value]  # what depends on the gradients that come in
+    sums: list[Value]  # outer, rowsum: added up
+    post: list[Value]
+
+
+def phases(program: Program) -> Phases:
+    """Sort a program's values, and decide what to keep."""
+    everything = topological(program.roots())
+    moving: set[Value] = set()
+    for value in everything:
+        if value.kind in ("seed_carry", "seed_y") or any(v in moving for v in value.reads()):
+            moving.add(value)
+    adjoint = [v for v in everything if v in moving and v.kind not in CONTRACTED]
+    sums = [v for v in everything if v.kind in ("outer", "rowsum")]
+    post = [v for v in everything if v.kind == "post"]
+    steady = [v for v in everything if v not in moving and v.kind not in ("invariant", *CONTRACTED)]
+    read = {v for user in (*adjoint, *sums) for v in user.reads() if v in set(steady)}
+    for gradient in (*program.carry_gradients, *program.input_gradients.values(), *program.fixed_gradients.values()):
+        if gradient is not None and gradient not in moving:
+            read.add(gradient)
+    free = {*program.carries, *program.outputs, *(v for v in steady if v.kind in ("carry", "x", "fixed"))}
+    cut = _cut(steady, read, free)
+    kept = [v for v in steady if v in cut]
+    needed = _needed(read, free | cut)
+    again = [v for v in steady if v in needed]
+    forward = [v for v in topological([*program.carries, *program.outputs, *kept]) if v.kind != "invariant"]
+    return Phases(
+        [v for v in forward if v.kind not in ("carry", "x", "fixed")],
+        kept,
+        again,
+        [v for v in adjoint if v.kind not in ("seed_carry", "seed_y")],
+        sums,
+        post,
+    )
+
+
+def _needed(read: set[Value], there: set[Value]) -> set[Value]:
+    """What has to be computed again for `read`, given what is there."""
+    needed: set[Value] = set()
+    stack = [v for v in read if v not in there]
+    while stack:
+        value = stack.pop()
+        if value not in needed:
+            needed.add(value)
+            stack.extend(v for v in value.reads() if v not in there and v.kind != "invariant")
+    return needed
+
+
+def _cut(steady: list[Value], read: set[Value], free: set[Value]) -> set[Value]:
+    """The cheapest values to keep: a minimum cut, each value a pair of nodes (value, 0) -> (value, 1)."""
+    room: dict[object, dict[object, float]] = {}
+
+    def edge(a: object, b: object, capacity: float) -> None:
+        room.setdefault(a, {})
+        room.setdefault(b, {}).setdefault(a, 0.0)
+        room[a][b] = room[a].get(b, 0.0) + capacity
+
+    endless = float("inf")
+    for value in steady:
+        if value in free:
+            continue
+        edge((value, 0), (value, 1), endless if value.kind == "alias" else max(value.size, 1))  # it has no memory
+        if value.kind == "product":
+            edge(SOURCE, (value, 0), endless)
+        else:
+            for source in value.reads():
+                if source.kind != "invariant" and source not in free:
+                    edge((source, 1), (value, 0), endless)
+        if value in read:
+            edge((value, 1), SINK, endless)
+    if SOURCE not in room or SINK not in room:
+        return set()
+    while (path := _path(room, SOURCE, SINK)) is not None:
+        width = min(room[a][b] for a, b in path)
+        for a, b in path:
+            room[a][b] -= width
+            room[b][a] += width
+    beyond = _reaching(room, SINK)
+    return {v for v in steady if (v, 1) in beyond and (v, 0) in room and (v, 0) not in beyond}
+
+
+def _path(room: dict[object, dict[object, float]], start: object, goal: object) -> list[tuple[object, object]] | None:
+    """A shortest path with room left (Edmonds & Karp 1972)."""
+    came: dict[object, object] = {start: start}
+    queue = deque([start])
+    while queue:
+        at = queue.popleft()
+        if at == goal:
+            path: list[tuple[object, object]] = []
+            while at != start:
+                path.append((came[at], at))
+                at = came[at]
+            return path
+        for to, left in room[at].items():
+            if left > 0 and to not in came:
+                came[to] = at
+                queue.append(to)
+    return None
+
+
+def _reaching(room: dict[object, dict[object, float]], goal: object) -> set[object]:
+    """The nodes from which the goal can still be reached."""
+    into: dict[object, list[object]] = {}
+    for a, edges in room.items():
+        for b, left in edges.items():
+            if left > 0:
+                into.setdefault(b, []).append(a)
+    found, stack = {goal}, [goal]
+    while stack:
+        for a in into.get(stack.pop(), ()):
+            if a not in found:
+                found.add(a)
+                stack.append(a)
+    return found

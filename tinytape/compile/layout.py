@@ -1,0 +1,271 @@
+"""Where the values of a run lie: tables of addresses for kernels, worked out once for each number of steps and rows.
+
+An entry of a kernel's table is a number that never changes for a layout, or an address: the address of one of the
+arrays or blocks of memory that a run uses (a *base*), and a distance from it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..engine.tree import Array
+from ..kernels import workspace
+from .emit_numba import Entry, Kernel
+from .program import Program, Value
+from .schedule import Half
+
+__all__ = ["ALIGN", "Layout", "Memory", "Pad", "Strides", "addresses_of", "strides_of"]
+
+ALIGN = 64  # bytes
+SMALL = 1 << 19  # bytes
+
+
+class Strides(NamedTuple):
+    """How far the next step and the next row of an array lie, in elements."""
+
+    step: int
+    row: int
+
+
+class Memory:
+    """Values side by side in one block of memory."""
+
+    def __init__(self, item: int) -> None:
+        self.item = item
+        self.offsets: dict[Any, int] = {}
+        self.nbytes = 0
+
+    def add(self, key: Any, size: int) -> None:
+        self.offsets[key] = self.nbytes
+        self.nbytes += -(-size * self.item // ALIGN) * ALIGN
+
+
+class Layout:
+    """One thread's table for one kernel.
+
+    Parameters
+    ----------
+    rows, start : int
+        How many batch rows the thread has, and which is its first.
+    bases : dict
+        For each base the position of its address among those that `table` takes.
+    strides : dict
+        Of the arrays that come in: by ("x", i), ("seed_y", i).
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        half: Half,
+        history: dict[Value, str],
+        kernel: Kernel,
+        steps: int,
+        rows: int,
+        start: int,
+        block: int,
+        bases: dict[Any, int],
+        strides: dict[Any, Strides],
+        total_rows: int,
+        scratch: int,
+    ) -> None:
+        self.program, self.half, self.item = program, half, np.dtype(program.dtype).itemsize
+        self.steps, self.rows, self.start, self.block = steps, rows, start, block
+        self.bases, self.strides, self.total_rows = bases, strides, total_rows
+        self.training = bool(program.carry_seeds)
+        self.kept: dict[Value, int] = {}  # where in a row's record a value is kept
+        for value, place in history.items():
+            if place == "history":
+                self.kept[value] = sum(v.size for v in self.kept)
+        self.record = sum(v.size for v in self.kept)
+        self.history = self._history()
+        self.temporary = self._temporary(scratch)
+        self.pads: list[Pad] = []
+        entries = [self._entry(entry) for entry in kernel.entries]
+        self.template = np.array([number for _, number in entries], np.int64)
+        addresses = [(i, base) for i, (base, _) in enumerate(entries) if base is not None]
+        self.positions = np.array([i for i, _ in addresses], np.intp)
+        self.sources = np.array([base for _, base in addresses], np.intp)
+
+    def table(self, addresses: Array) -> Array:
+        """The kernel's table, where `addresses` are those of the bases."""
+        table = self.template.copy()
+        table[self.positions] += addresses[self.sources]
+        return table
+
+    def borrow(self, parts: Sequence[Value] = ()) -> Pad:
+        """Memory for a run, to be given back."""
+        return self.pads.pop() if self.pads else Pad(self, parts)
+
+    def give_back(self, pad: Pad) -> None:
+        """Small ones are kept here; others go to the pool."""
+        if self.temporary.nbytes <= SMALL and len(self.pads) < 2:
+            self.pads.append(pad)
+        else:
+            pad.block.release()
+
+    # ---- memory ------------------------------------------------------------------------------------------------
+
+    def _history(self) -> Memory:
+        """What lasts from a forward run to its adjoint."""
+        memory = Memory(self.item)
+        if self.training:
+            memory.add("kept", self.steps * self.rows * self.record)
+            for i, value in enumerate(self.program.carries):
+                if self.half.places[value] == f"carry{i}":
+                    memory.add(value, self.steps * self.rows * value.size)
+        return memory
+
+    def _temporary(self, scratch: int) -> Memory:
+        memory = Memory(self.item)
+        for value, place in self.half.places.items():
+            if value.kind != "alias" and place in ("block", "step", "row"):
+                count = {"block": self.block * self.rows, "step": self.rows, "row": 1}[place]
+                memory.add(value, count * _padded(value))
+        for i, seed in enumerate(self.program.carry_seeds):
+            if seed.kind != "none":
+                memory.add(("ring", i), 2 * self.rows * seed.size)
+        if not self.training:
+            for i, value in enumerate(self.program.carries):
+                if self.half.places[value] == f"carry{i}":
+                    memory.add(value, 2 * self.rows * value.size)
+        zeros = max((s.size for s in self.program.output_seeds if s.kind != "none"), default=0)
+        self.nbytes_of_zeros = zeros * self.item
+        memory.add("zeros", zeros)
+        memory.add("scratch", scratch)
+        return memory
+
+    # ---- entries -----------------------------------------------------------------------------------------------
+
+    def _entry(self, entry: Entry) -> tuple[int | None, int]:
+        """The base of an address, and the number to be added to it."""
+        what, of = entry.what, entry.of
+        if what == "number":
+            return None, entry.number
+        if what == "run":
+            if of == "scratch":
+                return self.bases["temporary"], self.temporary.offsets["scratch"]
+            return None, {"steps": self.steps, "rows": self.rows, "block": self.block}[of]
+        if what == "weight":
+            return self.bases["weight", of[0]], 0
+        if what in ("sum", "part"):
+            return self.bases[what, of], 0
+        if what == "at":
+            return self._at(of)
+        if what == "kept":
+            return None, self.kept[of]
+        if what == "step":
+            return None, self._strides(of).step
+        if what == "row":
+            return None, self._strides(of).row
+        return None, self.rows * of.size  # the other half of a ring
+
+    def _array(self, value: Any) -> Any:
+        """The array from outside that a value lies in."""
+        if value.kind in ("carry", "x", "fixed", "seed_y"):
+            return value.kind, value.index
+        place = self.half.places.get(value, "")
+        return place if place.startswith(("ys", "dx", "dfixed")) else None
+
+    def _at(self, value: Any) -> tuple[int, int]:
+        if value == "kept":
+            return self.bases["history"], self.history.offsets["kept"]
+        if value.kind == "invariant":
+            return self.bases["invariant", value], 0
+        place = self.half.places.get(value, "")
+        if value.kind == "seed_carry" or place.startswith("dcarry"):
+            index = value.index if value.kind == "seed_carry" else int(place[6:])
+            return self.bases["temporary"], self.temporary.offsets["ring", index]
+        array = self._array(value)
+        if array in self.bases:
+            return self.bases[array], self.start * self._strides(value).row * self.item
+        if value.kind == "seed_y":
+            return self.bases["temporary"], self.temporary.offsets["zeros"]
+        if value in self.kept:
+            return self.bases["history"], self.history.offsets["kept"] + self.kept[value] * self.item
+        if value in self.history.offsets:
+            return self.bases["history"], self.history.offsets[value]
+        return self.bases["temporary"], self.temporary.offsets[value]
+
+    def _strides(self, value: Any) -> Strides:
+        if value == "kept" or value in self.kept:
+            return Strides(self.rows * self.record, self.record)
+        array = self._array(value)
+        if array in self.strides:
+            return self.strides[array]
+        if value.kind == "seed_y":
+            return Strides(0, 0)
+        size = value.size
+        if array in self.bases:
+            return Strides(self.total_rows * size, size)
+        place = self.half.places.get(value)
+        if place == "row":
+            return Strides(0, 0)
+        if place in ("block", "step"):
+            size = _padded(value)
+        return Strides(self.rows * size, size)
+
+
+class Pad:
+    """Memory for one run of a kernel that nothing needs afterwards, with the arrays in it that are not the kernel's."""
+
+    __slots__ = ("address", "block", "parts", "rings")
+
+    def __init__(self, layout: Layout, parts: Sequence[Value]) -> None:
+        dtype = np.dtype(layout.program.dtype)
+        self.block = workspace.take(max(layout.temporary.nbytes, ALIGN))
+        self.address = self.block.address
+        offsets = layout.temporary.offsets
+        self.rings: list[Array | None] = []  # of each carry leaf: the gradient, two halves for two steps
+        for i, seed in enumerate(layout.program.carry_seeds):
+            shape = (2, layout.rows, *seed.shape)
+            ring = offsets.get(("ring", i))
+            self.rings.append(None if ring is None else self.block.array(dtype, shape, ring))
+        self.block.array(np.uint8, (layout.nbytes_of_zeros,), offsets["zeros"])[:] = 0
+        self.parts = [np.zeros(v.shape, dtype) for v in parts]  # kernels leave them zeroed
+
+
+def _padded(value: Value) -> int:
+    """The length of a row that begins at a whole vector."""
+    return -(-value.size // 16) * 16
+
+
+def strides_of(array: Array, rank: int) -> Strides:
+    """Of an array whose rows have `rank` axes; a row that all share is 0 away."""
+    row = 0 if array.ndim - 1 == rank else array.strides[1] // array.itemsize
+    return Strides(array.strides[0] // array.itemsize, row)
+
+
+def addresses_of(arrays: Sequence[Array | int]) -> Array:
+    """The addresses of arrays, and numbers as they are."""
+    return np.array([a if a.__class__ is int else _address(a) for a in arrays], np.int64)
+
+
+def _from_interface(array: Any) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def _from_object(array: Any) -> int:
+    return _word_at(id(array) + object.__basicsize__).value or 0
+
+
+def _quickest() -> Callable[[Any], int]:
+    """NumPy builds a dict to tell an address, which takes a microsecond: as much as a small kernel.
+
+    In CPython it is the first word of an array object behind the head of every object, as NumPy fixes it for C. If that
+    is not what the dict says, the dict it is.
+    """
+    samples = np.arange(12.0).reshape(3, 4), np.zeros(1, np.uint8), np.empty((2, 3), np.float32).T
+    if sys.implementation.name == "cpython":
+        views = [view for a in samples for view in (a, a[1:], a[::-1])]
+        if all(_from_object(view) == _from_interface(view) for view in views):
+            return _from_object
+    return _from_interface
+
+
+_word_at = ctypes.c_void_p.from_address
+_address = _quickest()

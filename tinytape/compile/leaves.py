@@ -1,0 +1,96 @@
+"""Between a scan's leaves and a kernel's arrays, which all have an axis for the batch rows and one dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..engine.tree import Array
+from .program import Program
+from .trace import Shared
+
+__all__ = ["Leaves", "readings"]
+
+Shape = tuple[int, ...]
+
+
+def readings(carries: Sequence[Shape], inputs: Sequence[Shape]) -> Iterator[tuple[int | None, Shared]]:
+    """How shapes can be understood: the number of batch rows, and which leaves have no axis for them.
+
+    The likely ones come first; None rows, which takes all for one row, comes last and fits always. A vector as long as
+    the batch may be one number a row, or the same in all rows.
+    """
+    rank = max(map(len, carries), default=0)
+    rows = next((shape[0] for shape in carries if len(shape) == rank > 0), None)
+    if rows is not None and (rank > 1 or any(len(shape) > 1 for shape in inputs)):
+        plain = [{i for i, shape in enumerate(group) if shape[:1] != (rows,)} for group in (carries, inputs)]
+        vectors = [(0, i) for i, shape in enumerate(carries) if shape == (rows,)]
+        vectors += [(1, i) for i, shape in enumerate(inputs) if shape == (rows,)]
+        for some in [[], *([one] for one in vectors), *([vectors] if len(vectors) > 1 else [])]:
+            found = [group | {i for at, i in some if at == which} for which, group in enumerate(plain)]
+            yield rows, Shared(frozenset(found[0]), frozenset(found[1]))
+    yield None, Shared()
+
+
+class Leaves:
+    """The leaves of a program's carry and outputs as a user knows them.
+
+    Parameters
+    ----------
+    program : Program
+    dtypes : sequence of dtype
+        Of the carry's leaves and then of the outputs.
+    """
+
+    def __init__(self, program: Program, dtypes: Sequence[np.dtype[Any]]) -> None:
+        self.program, self.dtypes = program, list(dtypes)
+        self.count = len(program.carries)
+
+    def rows(self, carries: Sequence[Array]) -> int:
+        """The number of batch rows."""
+        with_rows = (a.shape[0] for i, a in enumerate(carries) if i not in self.program.shared_carries)
+        return next(with_rows, 1)
+
+    def enter(self, carries: Sequence[Array], rows: int) -> list[Array]:
+        """The first carry, in each row."""
+        shared = self.program.shared_carries
+        return [np.broadcast_to(a, (rows, *a.shape)) if i in shared else a for i, a in enumerate(carries)]
+
+    def leave(self, finals: Sequence[Array], ys: Sequence[Array]) -> list[Array]:
+        """The last carry and the outputs; of what is the same in all rows, the first row's."""
+        program = self.program
+        found = [a[0, ...] if i in program.shared_carries else a for i, a in enumerate(finals)]
+        found += [a[:, 0] if i in program.shared_outputs else a for i, a in enumerate(ys)]
+        return [a.astype(dtype, copy=False) for a, dtype in zip(found, self.dtypes, strict=True)]
+
+    def enter_gradients(self, gradients: Sequence[Array], rows: int) -> tuple[list[Array], list[Array]]:
+        """What comes back for the last carry and for the outputs, in each row."""
+        program, count = self.program, self.count
+        carries, ys = list(gradients[:count]), list(gradients[count:])
+        for i in program.shared_carries:
+            carries[i] = _in_first_row(carries[i], 0, rows)
+        for i in program.shared_outputs:
+            ys[i] = _in_first_row(ys[i], 1, rows)
+        return carries, ys
+
+    def leave_gradients(self, carries: Sequence[Array | None], inputs: dict[int, Array], number: int) -> list[Any]:
+        """The gradients of the first carry and of all `number` inputs, None for those that have none."""
+        program = self.program
+        found: list[Any] = [
+            np.asarray(a.sum(0)) if a is not None and i in program.shared_carries else a for i, a in enumerate(carries)
+        ]
+        for i in range(number):
+            a = inputs.get(i)
+            found.append(a.sum(1) if a is not None and i in program.shared_inputs else a)
+        return found
+
+
+def _in_first_row(array: Array, axis: int, rows: int) -> Array:
+    """An array with an axis for the rows; zeros in all but the first."""
+    if rows == 1:
+        return np.expand_dims(array, axis)
+    wide = np.zeros((*array.shape[:axis], rows, *array.shape[axis:]), array.dtype)
+    wide[(slice(None),) * axis + (0,)] = array
+    return wide

@@ -1,0 +1,74 @@
+"""What is computed once a run with the ops themselves: what follows from weights alone, and what follows from sums."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..engine.tape import Storage
+from ..engine.tensor import Tensor
+from ..engine.tree import Array
+from .program import Program, Value
+
+__all__ = ["Invariants", "finish", "invariants_of"]
+
+
+class Invariants(dict[Value, Array]):
+    """The values that are the same in all rows and steps, computed when they are asked for.
+
+    Parameters
+    ----------
+    captured : dict
+        The tensors from outside, by key, as they are now.
+    """
+
+    def __init__(self, captured: dict[Any, Any]) -> None:
+        super().__init__()
+        self.captured = captured
+
+    def __missing__(self, value: Value) -> Array:
+        recipe = value.recipe
+        if recipe.op is None:
+            raw = self.captured.get(recipe.captured, value.array)
+            found = raw.raw if isinstance(raw, Tensor) else raw
+        else:
+            found = _computed(value, self)
+        self[value] = found
+        return found
+
+    def source(self, value: Value) -> tuple[Storage | None, bool]:
+        """Whose memory a matrix is, if it is a tensor's own or that transposed; and whether it is transposed."""
+        transposed = False
+        while value.recipe.op is not None:
+            if value.recipe.op.name != "transpose" or len(value.shape) != 2:
+                return None, False
+            value, transposed = value.recipe.args[0], not transposed
+        return getattr(self.captured.get(value.recipe.captured), "storage", None), transposed
+
+
+def invariants_of(program: Program, captured: dict[Any, Any]) -> dict[Value, Array]:
+    """All of a program's invariants, in order."""
+    found = Invariants(captured)
+    return {value: found[value] for value in program.invariants}
+
+
+def finish(program: Program, post: list[Value], known: dict[Value, Array]) -> dict[Any, Array]:
+    """The gradients of captured tensors, by key.
+
+    Parameters
+    ----------
+    post : list of Value
+        What is computed after the last step, in order.
+    known : dict
+        The invariants and the sums over rows and steps. The rest is added to it.
+    """
+    for value in post:
+        known[value] = _computed(value, known)
+    return {key: known[value] for key, value in program.captured_gradients.items()}
+
+
+def _computed(value: Value, known: dict[Value, Array]) -> Array:
+    recipe = value.recipe
+    out = recipe.op.forward(*[known[a] if isinstance(a, Value) else a for a in recipe.args], **recipe.options)
+    return np.asarray(out[recipe.out] if recipe.op.several else out)
