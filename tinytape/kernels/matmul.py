@@ -44,8 +44,9 @@ _NARROW = 16  # rows, columns or depth: below, packing takes longer than multipl
 def is_quicker(m: int, k: int, n: int) -> bool:
     """Whether `matmul` can be expected to beat OpenBLAS, as NumPy brings it, for A[m, k] and B[k, n].
 
-    It does with vectors of 64 bytes, by 1.6 to 2 times on processors where OpenBLAS uses half of these; with narrower
-    ones the two are equal at best. OpenBLAS's threads wake up sooner, so each thread must have some work.
+    With vectors of 64 bytes it does by 1.5 to 2 times where OpenBLAS uses half of these, as on recent processors of
+    AMD, and is as quick where OpenBLAS uses all; with narrower ones it is not. OpenBLAS's threads wake up sooner, so
+    each thread must have some work.
     """
     threshold = _WORK * max(4, 2 * threads.get_num_threads())
     return processor.WIDTH == 64 and min(m, k, n) >= _NARROW and 2 * m * k * n >= threshold
