@@ -1,72 +1,19 @@
-"""Compiled scans: what steps may consist of, what is refused and why, and that sizes do not enter the kernels.
+"""Compiled scans: what steps may consist of, and what is refused and why.
 
 Most of it runs by the emitted NumPy source, which needs no compiler. It and the Numba source come from one program.
 """
-
-import os
-import subprocess
-import sys
-from contextlib import contextmanager
-from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
 
 import tinytape as tt
+from random_lines import BINARY, UNARY
+from scanning import Leaves, assert_like_eager, by_numpy, needs_numba
 from tinytape import nn
 from tinytape.compile import attempt
-from tinytape.compile.cache import compilations
-from tinytape.engine.tree import flatten, map_leaves
-from tinytape.kernels.compiler import usable
+from tinytape.engine.tree import flatten
 
-T, B, I, H = 6, 4, 3, 5
-needs_numba = pytest.mark.skipif(not usable(), reason="needs Numba")
-
-
-@contextmanager
-def by_numpy():
-    """Run the NumPy source in place of kernels."""
-    attempt._plans.clear()
-    with mock.patch.object(attempt, "usable", lambda: False):
-        yield
-    attempt._plans.clear()
-
-
-class Leaves:
-    """Random tensors that require gradients, one after the other; those without a batch are weights."""
-
-    def __init__(self, seed=0):
-        self.rng = np.random.default_rng(seed)
-        self.made = []
-
-    def __call__(self, *shape):
-        self.made.append(tt.tensor(self.rng.normal(size=shape), requires_grad=True))
-        return self.made[-1]
-
-
-def outcome(f, init, xs, leaves, **options):
-    """All results of a scan, and the gradients of `leaves` and of what was put in."""
-    with tt.Tape() as tape:
-        results = flatten(tt.scan(f, init, xs, **options))
-        rng = np.random.default_rng(7)
-        loss = sum((y * rng.normal(size=y.shape)).sum() for y in results if y.dtype.kind == "f")
-        sources = [x for x in (*flatten(init), *flatten(xs), *leaves) if getattr(x, "requires_grad", False)]
-        gradients = tape.gradient(loss, sources)
-    found = [np.zeros(x.shape) if g is None else g.data for x, g in zip(sources, gradients, strict=True)]
-    return [y.data for y in results], found
-
-
-def assert_like_eager(f, init, xs, leaves=(), tolerance=1e-10, **options):
-    expected = outcome(f, init, xs, leaves, compiled=False, **options)
-    for values, references in zip(outcome(f, init, xs, leaves, compiled=True, **options), expected, strict=True):
-        for a, b in zip(values, references, strict=True):
-            assert (a.shape, a.dtype) == (b.shape, b.dtype)
-            np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
-            same = (a == b) | np.isnan(b)  # also infinities
-            a, b = np.where(same, 0, a), np.where(same, 0, b)
-            assert np.linalg.norm(a - b) <= tolerance * max(1.0, np.linalg.norm(np.where(np.isfinite(b), b, 0)))
-
+T, B, I, H = 6, 4, 3, 5  # steps, batch rows, input and hidden width
 
 # ---- what a step may be ---------------------------------------------------------------------------------------------
 
@@ -189,6 +136,13 @@ def moving_elements(leaf):
         ), a
 
     return f, leaf(B, H), leaf(T, B, I)
+
+
+@form
+def every_elementwise_function(leaf):
+    formulas = [formula.replace("{}", "h") for formula in (*UNARY, *BINARY)]
+    total = eval("lambda h: " + " + ".join(formulas), {"tt": tt})
+    return lambda h, x: (tt.tanh(0.1 * total(h) + x), h), leaf(B, H), leaf(T, B, H)
 
 
 @form
@@ -458,167 +412,3 @@ def test_changed_positions_and_arrays_from_outside_are_seen():
             positions.copy_(order)
             array += 3.0
             assert_like_eager(f, Leaves()(B, H), np.ones((2, B, 1)))
-
-
-# ---- sizes ----------------------------------------------------------------------------------------------------------
-
-
-def lstm(leaf, i, h):
-    w, u, b = leaf(4 * h, i), leaf(4 * h, h), leaf(4 * h)
-
-    def f(carry, x):
-        i, f, g, o = tt.split(x @ w.T + carry[0] @ u.T + b, 4, axis=-1)
-        c = tt.sigmoid(f) * carry[1] + tt.sigmoid(i) * tt.tanh(g)
-        return (tt.sigmoid(o) * tt.tanh(c), c), c
-
-    return f, lambda rows: (leaf(rows, h), leaf(rows, h))
-
-
-def lstm_with_a_row_of_biases(leaf, i, h):
-    w, u, b = leaf(i, 4 * h), leaf(h, 4 * h), leaf(1, 4 * h)
-
-    def f(carry, x):
-        i, f, g, o = tt.split(x @ w + carry[0] @ u + b, 4, axis=-1)
-        c = tt.sigmoid(f) * carry[1] + tt.sigmoid(i) * tt.tanh(g)
-        return (tt.sigmoid(o) * tt.tanh(c), c), c
-
-    return f, lambda rows: (leaf(rows, h), leaf(rows, h))
-
-
-def peephole(leaf, i, h):
-    w, u, p = leaf(4 * h, i), leaf(4 * h, h), leaf(3, h)
-
-    def f(carry, x):
-        h, c = carry
-        i, f, g, o = tt.split(x @ w.T + h @ u.T, 4, axis=-1)
-        c = tt.sigmoid(f + p[0] * c) * c + tt.sigmoid(i + p[1] * c) * tt.tanh(g)
-        h = tt.sigmoid(o + p[2] * c) * tt.tanh(c)
-        return (h, c), h
-
-    return f, lambda rows: (leaf(rows, h), leaf(rows, h))
-
-
-def rnn(leaf, i, h):
-    w, u, b = leaf(i, h), leaf(h, h), leaf(h)
-
-    def f(carry, x):
-        after = tt.tanh(x @ w + carry @ u + b)
-        return after, after
-
-    return f, lambda rows: leaf(rows, h)
-
-
-def gru(leaf, i, h):
-    w, rz, n = leaf(i, 3 * h), leaf(h, 2 * h), leaf(h, h)
-
-    def f(carry, x):
-        to_rz, to_n = tt.split(x @ w, [2 * h], axis=-1)
-        r, z = tt.split(tt.sigmoid(to_rz + carry @ rz), 2, axis=-1)
-        new = tt.tanh(to_n + (r * carry) @ n)
-        return new + z * (carry - new), new
-
-    return f, lambda rows: leaf(rows, h)
-
-
-def layer_norm_lstm(leaf, i, h):
-    w, u, gain, shift = leaf(4 * h, i), leaf(4 * h, h), leaf(4 * h), leaf(4 * h)
-
-    def f(carry, x):
-        z = nn.functional.layer_norm(x @ w.T + carry[0] @ u.T, (4 * h,), gain, shift)
-        i, f, g, o = tt.split(z, 4, axis=-1)
-        c = tt.sigmoid(f) * carry[1] + tt.sigmoid(i) * tt.tanh(g)
-        return (tt.sigmoid(o) * tt.tanh(c), c), c
-
-    return f, lambda rows: (leaf(rows, h), leaf(rows, h))
-
-
-def attention(leaf, i, h):
-    q, w = leaf(h, h), leaf(i, h)
-
-    def f(carry, x):
-        memory = carry["m"]
-        a = tt.softmax((memory * (carry["h"] @ q).expand_dims(1)).sum(axis=-1), axis=-1)
-        read = tt.matmul(a.expand_dims(1), memory)[:, 0] + (a.expand_dims(-1) * memory).sum(axis=1)
-        new = tt.tanh(x @ w + read)
-        return {"h": new, "m": tt.concatenate([memory[:, 1:] @ q, new.expand_dims(1)], axis=1)}, (new, a)
-
-    return f, lambda rows: {"h": leaf(rows, h), "m": leaf(rows, 3, h)}
-
-
-CELLS = [lstm, lstm_with_a_row_of_biases, peephole, rnn, gru, layer_norm_lstm, attention]
-SIZES = [(3, 5), (5, 5), (1, 5), (10, 16), (16, 16), (2, 2), (4, 3)]
-
-
-def explained(f, init, xs):
-    found = tt.scan.explain(f, init, xs)
-    assert found.reason is None, found.reason
-    return found
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_kernels_are_the_same_for_all_sizes(cell):
-    attempt._plans.clear()
-    leaf, sources = Leaves(), {}
-    for i, h in SIZES:
-        f, init = cell(leaf, i, h)
-        for rows in (1, 2, h, 16):
-            found = explained(f, init(rows), leaf(2, rows, i))
-            assert found.plan.program.batched
-            sources.setdefault(found.numba, (i, h, rows))
-    assert len(sources) == 1, list(sources.values())
-
-
-@pytest.mark.parametrize("cell", [lstm, gru, rnn, peephole])
-def test_width_1_is_a_width(cell):
-    leaf = Leaves()
-    sources = set()
-    for i, h, rows in [(1, 1, 1), (1, 1, 3), (3, 5, 2)]:
-        f, init = cell(leaf, i, h)
-        sources.add(explained(f, init(rows), leaf(2, rows, i)).numba)
-    assert len(sources) == 1
-
-
-@needs_numba
-def test_a_new_size_compiles_nothing():
-    leaf = Leaves()
-
-    def run(i, h, rows, steps):
-        f, init = rnn(leaf, i, h)
-        outcome(f, init(rows), leaf(steps, rows, i), (), compiled=True)
-
-    run(3, 5, 4, 6)
-    before = compilations()
-    for sizes in [(3, 5, 4, 1), (3, 5, 1, 6), (3, 5, 33, 2), (1, 1, 1, 1), (7, 2, 2, 3), (40, 24, 3, 50)]:
-        run(*sizes)
-    assert compilations() == before
-
-
-# ---- without a compiler ---------------------------------------------------------------------------------------------
-
-
-def test_numpy_source_runs_where_numba_is_disabled():
-    code = """
-import numpy as np, tinytape as tt
-w = tt.tensor(np.eye(3), requires_grad=True)
-carry, hs = tt.scan(lambda h, x: (tt.tanh(h @ w + x), h), np.ones((2, 3)), np.ones((4, 2, 3)), compiled=True)
-carry.sum().backward()
-from tinytape.compile import attempt
-[plan] = attempt._plans.values()
-print(type(plan.kernels).__name__, bool(np.isfinite(w.grad.data).all()))
-"""
-    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
-    root = Path(__file__).resolve().parent.parent
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["Plain", "True"]
-
-
-def test_numpy_source_can_be_read():
-    leaf = Leaves()
-    f, init = rnn(leaf, 2, 3)
-    with by_numpy():
-        source = explained(f, init(4), leaf(2, 4, 2)).numpy
-    assert "def forward(init, xs, fixed, weights):" in source and "np.tanh(" in source
-    assert "def backward(tape, dcarry, dys, xs, fixed, weights):" in source
-    assert map_leaves(len, source.splitlines())[0] < 80

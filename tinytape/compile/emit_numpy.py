@@ -222,8 +222,8 @@ def _silu(x: Array) -> Array:
     return x * _sigmoid(x)
 
 
-def _softplus(x: Array) -> Array:
-    return np.logaddexp(x, 0)
+def _softplus(x: Array, beta: float, threshold: float) -> Array:
+    return np.where(x * beta > threshold, x, np.logaddexp(x * beta, 0) / beta)
 
 
 def _where(condition: Array, a: Array, b: Array) -> Array:

@@ -77,9 +77,7 @@ def _(low: Builder, x: View, alpha: float) -> View:
 
 @rule("softplus")
 def _(low: Builder, x: View, beta: float, threshold: float) -> View:
-    z = low.map("multiply", x, beta)
-    smooth = low.map("divide", low.map("softplus", z), beta)
-    return low.map("where", low.map("greater", z, threshold), x, smooth)
+    return low.map("softplus", x, float(beta), float(threshold))
 
 
 @rule("gelu")

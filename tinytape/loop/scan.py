@@ -121,8 +121,8 @@ def by_kernels(
 def _explain(f: Function, init: Any, xs: Any, length: int | None = None) -> Any:
     """What `scan` runs for a step: its loops and products, what is kept and what is computed again, bytes and flops.
 
-    Parameters are those of `scan`. The result is an `Explanation`, to be printed; where the step cannot be compiled, its
-    ``reason`` names the op and the line. Nothing is run but one trace of f, and nothing is compiled.
+    Parameters are those of `scan`. The result is an `Explanation`, to be printed; where the step cannot be compiled,
+    its ``reason`` names the op and the line. Nothing is run but one trace of f, and nothing is compiled.
     """
     from ..compile import attempt
 
