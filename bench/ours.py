@@ -56,7 +56,7 @@ def layer(case: Case) -> Step:
 def scan(case: Case, eager: bool) -> Step:
     import tinytape as tt
 
-    lib, compiled = library(), False if eager else "auto"
+    lib, compiled, cell = library(), False if eager else "auto", case.cell
     leaves = {name: tt.tensor(value, requires_grad=True) for name, value in weights(case).items()}
     x, keep = tt.tensor(inputs(case)[0], requires_grad=case.input_gradient), keep_flags(case)
     zeros = (np.zeros((case.B, case.H), case.dtype),) * case.facts.states
@@ -64,7 +64,7 @@ def scan(case: Case, eager: bool) -> Step:
     def over_time(w: cells.Weights, x: Any, reverse: bool) -> Any:
         def step(state: Any, now: Any) -> Any:
             x, keep = now
-            return cells.advance(case.cell, lib, w, cells.from_input(case.cell, lib, w, x), keep, state)
+            return cells.advance(cell, lib, w, cells.from_input(cell, lib, w, x), keep, state)
 
         return tt.scan(step, zeros, (x, keep), reverse=reverse, compiled=compiled)[1]
 

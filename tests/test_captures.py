@@ -1,5 +1,6 @@
 """What a step takes from outside: a plan is used again only where that is the same."""
 
+import types
 from functools import partial
 
 import numpy as np
@@ -100,11 +101,65 @@ def test_partials_methods_and_a_tensor_met_twice():
     assert two.key != found.key  # two tensors are not one tensor twice
 
 
-def test_objects_of_unknown_kinds_are_admitted_to_be_unknown():
+def test_objects_are_what_they_hold():
     class Box:
-        factor = 2.0
+        shared = 2.0
+
+        def __init__(self):
+            self.factor = 3.0
+
+        def times(self, h):
+            return h * self.factor * self.shared
 
     box = Box()
+
+    def step(h, x):
+        return box.times(h), None
+
+    found = look_through(step)
+    assert found.complete
+    box.factor = 4.0
+    changed = look_through(step)
+    assert changed.key != found.key
+    Box.shared = 5.0
+    assert look_through(step).key != changed.key
+
+
+def test_modules_are_what_is_taken_from_them():
+    module = types.ModuleType("settings_of_a_user")
+    module.factor, module.other, module.inner = 2.0, 1.0, types.ModuleType("deeper")
+    module.inner.power = 2
+    namespace = {"settings": module}
+    exec("def step(h, x): return h * settings.factor ** settings.inner.power, None", namespace)
+    found = look_through(namespace["step"])
+    assert found.complete
+    module.other = 5.0
+    assert look_through(namespace["step"]).key == found.key
+    module.factor = 3.0
+    changed = look_through(namespace["step"])
+    assert changed.key != found.key
+    module.inner.power = 3
+    assert look_through(namespace["step"]).key != changed.key
+
+
+def test_a_module_may_be_imported_inside_a_function():
+    def made_here():
+        import tinytape as inner
+
+        return lambda h, x: (inner.tanh(h), None)
+
+    assert look_through(made_here()).complete
+
+
+def test_objects_of_unknown_kinds_are_admitted_to_be_unknown():
+    stream = np.random.default_rng(0)
+    assert not look_through(lambda h, x: (h * stream.random(), None)).complete
+
+    class Elsewhere:
+        def __getattr__(self, name):
+            return 2.0
+
+    box = Elsewhere()
     assert not look_through(lambda h, x: (h * box.factor, None)).complete
 
 

@@ -60,6 +60,7 @@ class _Look:
         self.tensors: list[Any] = []
         self.complete = True
         self.met: dict[int, int] = {}
+        self.alive: list[Any] = []  # an id is an object's as long as it lives
 
     def at(self, x: Any) -> Any:
         kind = x.__class__
@@ -91,14 +92,11 @@ class _Look:
         # A generator is known by itself alone: drawing from it in a step is refused by the trace.
         if isinstance(x, type | types.BuiltinFunctionType | np.ufunc | Generator) or kind.__module__ == "functools":
             return "object", x
-        if isinstance(x, types.ModuleType):
-            self.complete = self.complete and x.__name__.split(".")[0] in (_PACKAGE, "numpy", "math")
-            return "module", x.__name__
         if isinstance(x, property):
             return "property", self.at(x.fget)
         if isinstance(x, staticmethod | classmethod):
             return kind, self.at(cast("staticmethod[..., Any]", x).__func__)
-        if hasattr(kind, "named_parameters"):  # a Module: what it holds, and what its methods reach
+        if hasattr(x, "__dict__") and _is_plain(kind):  # what it holds, and what its methods reach
             return kind, self._members(x), self._class(kind)
         self.complete = False
         return "unknown", id(x)
@@ -110,6 +108,7 @@ class _Look:
 
     def _meet(self, x: Any) -> None:
         self.met[id(x)] = len(self.met)
+        self.alive.append(x)
 
     def _members(self, module: Any) -> Any:
         held = cast("dict[str, Any]", vars(module))
@@ -124,17 +123,49 @@ class _Look:
         if isinstance(getattr(f, "op", None), Op):  # the code of many ops is the same
             return "op", f
         cells = [cell.cell_contents for cell in f.__closure__ or () if _is_filled(cell)]
-        inside = tuple([self.at(value) for value in cells])
+        inside = tuple([self._named(value, f.__code__) for value in cells])
         defaults = self.at(f.__defaults__), self.at(f.__kwdefaults__)
         if _is_ours(f):
             return f.__code__, inside, defaults
-        reached = tuple([(n, self.at(f.__globals__[n])) for n in _globals_of(f.__code__) if n in f.__globals__])
+        names = _globals_of(f.__code__)
+        reached = tuple([(n, self._named(f.__globals__[n], f.__code__)) for n in names if n in f.__globals__])
         return f.__code__, inside, defaults, reached
+
+    def _named(self, x: Any, code: types.CodeType) -> Any:
+        """A variable from outside of a function; of a module, what the function may take from it."""
+        if not isinstance(x, types.ModuleType):
+            return self.at(x)
+        if x.__name__.split(".")[0] in (_PACKAGE, "numpy", "math"):
+            return "module", x.__name__
+        held = vars(x)
+        return "module", x.__name__, tuple([(n, self._named(held[n], code)) for n in _names_in(code) if n in held])
 
 
 def _is_ours(x: Any) -> bool:
     module = x.__module__ or ""
     return module == _PACKAGE or module.startswith(_PACKAGE + ".")
+
+
+@lru_cache(maxsize=1024)
+def _is_plain(kind: type) -> bool:
+    """Whether a class is written in Python and keeps what it holds in ``__dict__``: then that is all there is."""
+    bases = [base for base in kind.__mro__ if base is not object]
+    written = all(base.__flags__ & _HEAP_TYPE and not vars(base).get("__slots__") for base in bases)
+    looked_up = any(name in vars(base) for base in bases for name in ("__getattr__", "__getattribute__"))
+    return written and (not looked_up or hasattr(kind, "named_parameters"))
+
+
+_HEAP_TYPE = 1 << 9  # of a type's flags: it was made while running, as by a class statement
+
+
+@lru_cache(maxsize=4096)
+def _names_in(code: types.CodeType) -> tuple[str, ...]:
+    """All names, of attributes too, that the code or a function inside it uses."""
+    names = dict.fromkeys(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names.update(dict.fromkeys(_names_in(constant)))
+    return tuple(names)
 
 
 @lru_cache(maxsize=4096)

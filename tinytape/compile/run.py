@@ -317,9 +317,21 @@ def _rows(array: Array, dtype: np.dtype[Any], outer: int) -> Array:
     return array
 
 
+class _Held:
+    """Memory of the pool in the form of an array, which keeps it: no view of another array, so a leaf may take it."""
+
+    __slots__ = ("__array_interface__", "block")
+
+    def __init__(self, block: workspace.Block, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.block = block
+        self.__array_interface__ = {
+            "version": 3, "typestr": dtype.str, "shape": shape, "data": (block.address, False),
+        }  # fmt: skip
+
+
 def pooled(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """An array that is not cleared; a large one goes back to the pool when nobody has it any more."""
     nbytes = dtype.itemsize
     for n in shape:
         nbytes *= n
-    return np.empty(shape, dtype) if nbytes < LARGE else np.asarray(workspace.take(nbytes)).view(dtype).reshape(shape)
+    return np.empty(shape, dtype) if nbytes < LARGE else np.asarray(_Held(workspace.take(nbytes), shape, dtype))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from .errors import DTypeError, InputError, ShapeError, TapeError
 from .operators import Operators
 from .tape import Leaf, Node, Storage, enable_grad, here, no_grad, take_number, walk
-from .tree import Array
+from .tree import Array, is_array
 
 if TYPE_CHECKING:
     from .op import OpFunction
@@ -540,8 +540,9 @@ def _seed(target: Tensor, seed: Any, what: str, create_graph: bool) -> Any:
             )
         if isinstance(seed, Tensor) and not create_graph:
             seed = seed.raw
-        if not isinstance(seed, Tensor):
-            seed = Tensor(seed, dtype=target.dtype).raw  # a copy: hooks and leaves may hold on to it
+        # An array of the caller's goes through the walk as it is: what holds on to it, a hook or a leaf, takes a copy.
+        if not isinstance(seed, Tensor) and not (is_array(seed) and seed.dtype == target.dtype and not create_graph):
+            seed = Tensor(seed, dtype=target.dtype).raw
     return Tensor.of(seed) if create_graph and not isinstance(seed, Tensor) else seed
 
 
