@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -49,12 +49,12 @@ class Plan:
         self.title = title
         self.op = Op(lambda *values: values, f"scan({title})", "general", True, False)
         self.op.rule = _rule
-        self.op.differentiable_rule = _differentiable_rule
+        self.op.differentiable_rule = _differentiable_rule  # pyright: ignore[reportAttributeAccessIssue]
         self.y_tree = _skeleton(traced.y_tree)
         self.inputs = len(traced.xs)
         self.tracked = [key is not None for key in (*traced.carry_seeds, *traced.output_seeds)]
         lifted = {v.index: v.args[0].recipe.captured for v in program.inputs if v.kind == "fixed"}
-        self.outside = [*program.captured_gradients, *(lifted[i] for i in program.fixed_gradients)]
+        self.outside: list[Any] = [*program.captured_gradients, *(lifted[i] for i in program.fixed_gradients)]
         self._ran: set[str] = set()
         positions = {id(t): i for i, t in enumerate(captures.tensors)}
         positions.update({id(t.raw): i for i, t in enumerate(captures.tensors) if isinstance(t, Tensor)})
@@ -172,9 +172,9 @@ def explain(f: Callable[[Any, Any], Any], init: Any, xs: Any) -> Explanation:
 def _form(tree: Any) -> Any:
     """A nest's structure, to compare."""
     if isinstance(tree, dict):
-        return dict, tuple([(k, _form(v)) for k, v in tree.items()])  # pyright: ignore[reportUnknownVariableType]
+        return dict, tuple([(k, _form(v)) for k, v in cast("dict[Any, Any]", tree).items()])
     if isinstance(tree, list | tuple):
-        return type(tree), tuple([_form(item) for item in tree])  # pyright: ignore[reportUnknownVariableType]
+        return cast(Any, tree).__class__, tuple([_form(item) for item in cast("list[Any]", tree)])
     return tree is None
 
 
@@ -217,8 +217,8 @@ def _title(f: Any) -> str:
 
 def tell(f: Any, reason: NotLowerable) -> None:
     """Say once that a function runs step by step."""
-    code = getattr(f, "__code__", type(f))
-    told = code, name_of(f), reason.reason  # the steps of all layers have the same code
+    code: Any = getattr(f, "__code__", f.__class__)
+    told: Any = code, name_of(f), reason.reason  # the steps of all layers have the same code
     if told not in _told:
         _told.add(told)
         _log.warning("tinytape: scan of %s runs step by step, not compiled: %s", name_of(f), reason)
