@@ -151,6 +151,23 @@ def test_a_module_may_be_imported_inside_a_function():
     assert look_through(made_here()).complete
 
 
+def test_what_has_no_end_is_admitted_to_be_unknown():
+    class Link:
+        def __init__(self, following):
+            self.following = following
+
+    ring = Link(None)
+    ring.following = Link(ring)
+    assert look_through(lambda h, x: (h if ring else x, None)).complete
+    loop = []
+    loop.append(loop)
+    assert look_through(lambda h, x: (h if loop else x, None)).complete
+    chain = None
+    for _ in range(5000):
+        chain = Link(chain)
+    assert not look_through(lambda h, x: (h if chain else x, None)).complete
+
+
 def test_objects_of_unknown_kinds_are_admitted_to_be_unknown():
     stream = np.random.default_rng(0)
     assert not look_through(lambda h, x: (h * stream.random(), None)).complete

@@ -27,6 +27,9 @@ LARGE = 1 << 20  # bytes: larger arrays are not compared; the function is then t
 _PACKAGE = __name__.split(".", 1)[0]
 
 
+MOST, DEEPEST = 1000, 30  # how many objects are looked at, and how far inside others: a trace costs no more
+
+
 class Captures(NamedTuple):
     """What was found.
 
@@ -59,7 +62,9 @@ class _Look:
     def __init__(self) -> None:
         self.tensors: list[Any] = []
         self.complete = True
+        self.depth = 0
         self.met: dict[int, int] = {}
+        self.modules: set[tuple[types.ModuleType, types.CodeType]] = set()
         self.alive: list[Any] = []  # an id is an object's as long as it lives
 
     def at(self, x: Any) -> Any:
@@ -77,11 +82,21 @@ class _Look:
             self._meet(x)
             self.tensors.append(x)
             return "array", x.shape, x.dtype.char, self._contents(x)
+        self._meet(x)
+        if len(self.met) > MOST or self.depth > DEEPEST:
+            self.complete = False
+            return "more", id(x)
+        self.depth += 1
+        try:
+            return self._inside(x, kind)
+        finally:
+            self.depth -= 1
+
+    def _inside(self, x: Any, kind: Any) -> Any:
         if isinstance(x, tuple | list):
             return kind, tuple([self.at(item) for item in cast("list[Any]", x)])
         if isinstance(x, dict):
             return kind, tuple([(self.at(k), self.at(v)) for k, v in cast("dict[Any, Any]", x).items()])
-        self._meet(x)
         if kind is types.FunctionType:
             return self._function(x)
         if kind is types.MethodType:
@@ -137,6 +152,9 @@ class _Look:
             return self.at(x)
         if x.__name__.split(".")[0] in (_PACKAGE, "numpy", "math"):
             return "module", x.__name__
+        if (x, code) in self.modules:
+            return "module", x.__name__
+        self.modules.add((x, code))
         held = vars(x)
         return "module", x.__name__, tuple([(n, self._named(held[n], code)) for n in _names_in(code) if n in held])
 
