@@ -20,7 +20,7 @@ _INFIX = {
 }  # fmt: skip
 _INFIX_NUMBERS = {"add", "subtract", "multiply", "divide"}
 _HERE = {"sigmoid", "relu", "silu", "softplus", "erf", "erfc", "where"}
-_PREFIX = {"kind": "", "carry": "c", "x": "x", "fixed": "f", "seed_carry": "dc", "seed_y": "dy"}
+_PREFIX = {"carry": "c", "x": "x", "fixed": "f", "seed_carry": "dc", "seed_y": "dy"}
 
 
 def numpy_source(program: Program, phases: Phases, title: str) -> str:

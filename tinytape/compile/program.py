@@ -109,17 +109,6 @@ class Ref(NamedTuple):
                 index.append((start + step * first, step * stride, outer_axis))
         return Ref(self.value, tuple(index))
 
-    def offset_and_strides(self, rank: int) -> tuple[int, tuple[int, ...]]:
-        """In elements of the value, which lies in C order: where the loop starts, and how far each axis steps."""
-        strides, unit = [0] * rank, 1
-        offset = 0
-        for n, (start, step, axis) in zip(reversed(self.value.shape), reversed(self.index), strict=True):
-            offset += start * unit
-            if axis is not None:
-                strides[axis] += step * unit
-            unit *= n
-        return offset, tuple(strides)
-
 
 class Piece(NamedTuple):
     """A part of a join: what it holds, and where it goes (first index, step and length along each axis)."""

@@ -153,12 +153,8 @@ class Compiled:
         for others in sums[1:]:
             for total, part in zip(sums[0], others, strict=True):
                 np.add(total, part, out=total)
-        known: Any = saved.invariants
-        if self.plan.phases.post:
-            known = Invariants(saved.invariants.captured)
-            known.update(saved.invariants)
-        else:
-            known = {}
+        known = Invariants(saved.invariants.captured)
+        known.update(saved.invariants)
         known.update(zip(self.plan.phases.sums, sums[0], strict=True))
         return dinit, results, dfixed, finish(program, self.plan.phases.post, known)
 
