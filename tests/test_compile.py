@@ -412,3 +412,16 @@ def test_changed_positions_and_arrays_from_outside_are_seen():
             positions.copy_(order)
             array += 3.0
             assert_like_eager(f, Leaves()(B, H), np.ones((2, B, 1)))
+
+
+def test_weights_that_share_memory_are_told_apart():
+    both = tt.tensor(rng.standard_normal((H, 2 * H)))
+    here, there = both[:, :H], both[:, H:]
+
+    def step(h, x):
+        h = tt.tanh(x @ here + h @ there)
+        return h, h
+
+    xs = rng.standard_normal((4, 2, H))
+    found = tt.scan(step, np.zeros((2, H)), xs, compiled=True)[1]
+    np.testing.assert_allclose(found.data, tt.scan(step, np.zeros((2, H)), xs, compiled=False)[1].data, rtol=1e-12)

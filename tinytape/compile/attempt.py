@@ -14,7 +14,7 @@ import numpy as np
 from ..engine.errors import InputError
 from ..engine.op import Op
 from ..engine.stand_in import stand_ins, standing_in
-from ..engine.tape import Leaf, Node, Part, here, take_number
+from ..engine.tape import Leaf, Node, Part, Storage, here, take_number
 from ..engine.tensor import Tensor
 from ..engine.tree import Array, flatten, unflatten
 from ..kernels.compiler import usable
@@ -36,6 +36,7 @@ MOST = 512  # plans that are kept
 _plans: OrderedDict[Any, Plan | NotLowerable] = OrderedDict()
 _told: set[Any] = set()
 _nothing = nullcontext()
+_BRANCHES = (dict, list, tuple)
 
 
 class Plan:
@@ -49,6 +50,7 @@ class Plan:
         self.title = title
         self.op = Op(lambda *values: values, f"scan({title})", "general", True, False)
         self.op.rule = _rule
+        self.op.takes_none = True
         self.op.differentiable_rule = _differentiable_rule  # pyright: ignore[reportAttributeAccessIssue]
         self.y_tree = _skeleton(traced.y_tree)
         self.inputs = len(traced.xs)
@@ -137,18 +139,12 @@ def plan_for(
     """The kernels for a step on inputs like these, whose leaves are `carries` and `inputs`: as kept, or made now."""
     captures = look_through(f)
     recording = here.context.recording
-    tracked = [x.node is not None and recording for x in (*carries, *inputs)]
-    adjoint = recording and (
-        any(tracked) or any(isinstance(t, Tensor) and t.node is not None for t in captures.tensors)
-    )
     key = (
         captures.key,
         _form(init),
         _form(xs),
-        tuple([(x.raw.shape, x.raw.dtype.char) for x in carries]),
-        tuple([(x.raw.shape[1:], x.raw.dtype.char) for x in inputs]),
-        tuple(tracked[len(carries) :]),
-        adjoint,
+        tuple([(x.raw.shape, x.raw.dtype.char, x.node is None) for x in carries]),
+        tuple([(x.raw.shape[1:], x.raw.dtype.char, x.node is None) for x in inputs]),
         recording,
     )
     plan = _plans.get(key)
@@ -171,11 +167,12 @@ def explain(f: Callable[[Any, Any], Any], init: Any, xs: Any) -> Explanation:
 
 def _form(tree: Any) -> Any:
     """A nest's structure, to compare."""
+    if not isinstance(tree, _BRANCHES):
+        return tree is None
     if isinstance(tree, dict):
         return dict, tuple([(k, _form(v)) for k, v in cast("dict[Any, Any]", tree).items()])
-    if isinstance(tree, list | tuple):
-        return cast(Any, tree).__class__, tuple([_form(item) for item in cast("list[Any]", tree)])
-    return tree is None
+    branch = cast("list[Any]", tree)
+    return branch.__class__, *[_form(item) for item in branch]
 
 
 def _make(f: Any, init: Any, xs: Any, captures: Captures, recording: bool) -> Plan | NotLowerable:
@@ -262,13 +259,17 @@ class _Scan:
         self, carries: list[Tensor], inputs: list[Tensor], arrays: list[Array], saved: Saved | Rows
     ) -> list[Tensor]:
         context, plan, captured = here.context, self.plan, self.captured
-        outside = [captured[k] for k in plan.outside]
-        parents = tuple([x.node for x in (*carries, *inputs, *outside)])
-        tensors = [*carries, *inputs, *[t for t in captured.values() if isinstance(t, Tensor)]]
-        storages = tuple([x.node.storage if isinstance(x.node, Leaf) else x.storage for x in tensors])
+        parents = [x.node for x in carries]
+        parents += [x.node for x in inputs]
+        parents += [captured[key].node for key in plan.outside]
+        storages: list[Storage | None] = []
+        for x in (*carries, *inputs, *captured.values()):
+            if isinstance(x, Tensor):
+                storages.append(x.node.storage if isinstance(x.node, Leaf) else x.storage)
         shapes, dtypes = tuple([a.shape for a in arrays]), tuple([a.dtype for a in arrays])
-        kept = (self, saved)
-        node = Node(take_number(), plan.op, parents, kept, shapes, dtypes, storages, context.step)
+        node = Node(
+            take_number(), plan.op, tuple(parents), (self, saved), shapes, dtypes, tuple(storages), context.step
+        )
         results = [Tensor.of(a, Part(node, i) if plan.tracked[i] else None) for i, a in enumerate(arrays)]
         if context.tape is not None:
             context.tape.append(node, (), {}, tuple(results))

@@ -8,8 +8,9 @@ Integers, which may be positions, and NumPy's arrays, which a function may compu
 from __future__ import annotations
 
 import dis
+import itertools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
 
@@ -25,8 +26,6 @@ __all__ = ["Captures", "look_through"]
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, types.EllipsisType, slice, range, np.dtype, np.generic)
 LARGE = 1 << 20  # bytes: larger arrays are not compared; the function is then traced each time
 _PACKAGE = __name__.split(".", 1)[0]
-
-
 MOST, DEEPEST = 1000, 30  # how many objects are looked at, and how far inside others: a trace costs no more
 
 
@@ -59,7 +58,8 @@ def look_through(f: Callable[..., Any]) -> Captures:
 
 
 class _Look:
-    def __init__(self) -> None:
+    def __init__(self, settling: _Settled | None = None) -> None:
+        self.settling = settling
         self.tensors: list[Any] = []
         self.complete = True
         self.depth = 0
@@ -73,6 +73,12 @@ class _Look:
             return kind, repr(x) if kind is float else x
         if id(x) in self.met:
             return "met", self.met[id(x)]
+        if kind is types.FunctionType and x.__closure__ is None and self.settling is None:
+            settled = _settled(x)
+            if settled is not None:
+                return "settled", settled
+        if self.settling is not None and not (kind in _FIXED or isinstance(x, type | np.ufunc)):
+            raise _Unsettled
         if isinstance(x, Tensor):
             self._meet(x)
             self.tensors.append(x)
@@ -96,7 +102,11 @@ class _Look:
         if isinstance(x, tuple | list):
             return kind, tuple([self.at(item) for item in cast("list[Any]", x)])
         if isinstance(x, dict):
-            return kind, tuple([(self.at(k), self.at(v)) for k, v in cast("dict[Any, Any]", x).items()])
+            held = cast("dict[Any, Any]", x)
+            if self.settling is not None:
+                self.settling.sizes.append((held, len(held)))
+                self.settling.look_up(held, held)
+            return kind, tuple([(self.at(k), self.at(v)) for k, v in held.items()])
         if kind is types.FunctionType:
             return self._function(x)
         if kind is types.MethodType:
@@ -137,12 +147,18 @@ class _Look:
     def _function(self, f: types.FunctionType) -> Any:
         if isinstance(getattr(f, "op", None), Op):  # the code of many ops is the same
             return "op", f
+        if self.settling is not None:
+            if f.__closure__ or f.__kwdefaults__:
+                raise _Unsettled
+            self.settling.functions.append((f, f.__code__, f.__defaults__))
         cells = [cell.cell_contents for cell in f.__closure__ or () if _is_filled(cell)]
         inside = tuple([self._named(value, f.__code__) for value in cells])
         defaults = self.at(f.__defaults__), self.at(f.__kwdefaults__)
         if _is_ours(f):
             return f.__code__, inside, defaults
         names = _globals_of(f.__code__)
+        if self.settling is not None:
+            self.settling.look_up(f.__globals__, names)
         reached = tuple([(n, self._named(f.__globals__[n], f.__code__)) for n in names if n in f.__globals__])
         return f.__code__, inside, defaults, reached
 
@@ -156,7 +172,76 @@ class _Look:
             return "module", x.__name__
         self.modules.add((x, code))
         held = vars(x)
+        if self.settling is not None:
+            self.settling.look_up(held, _names_in(code))
         return "module", x.__name__, tuple([(n, self._named(held[n], code)) for n in _names_in(code) if n in held])
+
+
+# ---- functions that reach only functions and constants --------------------------------------------------------------
+#
+# Most of what a step reaches are functions that stand in modules, and stay as they are. Where such a function reaches
+# no tensor and nothing that can be written into unseen, it is enough to see that its names still mean the same objects.
+
+_FIXED = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, tuple, dict)
+_counter = itertools.count()
+_numbers: dict[Any, int] = {}
+
+
+class _Unsettled(Exception):
+    """The function reaches what may change."""
+
+
+class _Settled:
+    """All that a function without a closure reaches, and how to see that it is still so."""
+
+    def __init__(self) -> None:
+        self.number = -1  # the same for functions that do the same
+        self.names: list[tuple[Any, Any, Any]] = []  # a dict, a key in it, and what stands there
+        self.sizes: list[tuple[Any, int]] = []  # of dicts of which all counts
+        self.functions: list[tuple[types.FunctionType, types.CodeType, Any]] = []
+
+    def look_up(self, held: Any, names: Iterable[Any]) -> None:
+        """Note what names mean."""
+        self.names += [(held, name, held.get(name)) for name in names]
+
+    def holds(self) -> bool:
+        for held, name, expected in self.names:
+            if held.get(name) is not expected:
+                return False
+        for held, size in self.sizes:
+            if len(held) != size:
+                return False
+        for f, code, defaults in self.functions:
+            if f.__code__ is not code or f.__defaults__ is not defaults or f.__kwdefaults__ is not None:
+                return False
+        return True
+
+
+_settled_functions: dict[types.FunctionType, _Settled | None] = {}
+
+
+def _settled(f: types.FunctionType) -> int | None:
+    """A number for all that a function without a closure is and reaches; None if that may change unseen."""
+    if f in _settled_functions:
+        found = _settled_functions[f]
+        if found is None:
+            return None
+        if found.holds():
+            return found.number
+    elif len(_settled_functions) > MOST:
+        _settled_functions.clear()
+    settled = _Settled()
+    look = _Look(settled)
+    try:
+        key = look.at(f)
+    except _Unsettled:
+        look.complete = False
+    else:
+        if len(_numbers) > MOST:
+            _numbers.clear()  # what was described then is described anew, by other numbers
+        settled.number = _numbers.setdefault(key, next(_counter))
+    _settled_functions[f] = settled if look.complete else None
+    return settled.number if look.complete else None
 
 
 def _is_ours(x: Any) -> bool:

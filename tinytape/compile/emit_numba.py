@@ -64,6 +64,7 @@ from numba import njit
 from tinytape.kernels.{dtype} import *
 from tinytape.kernels.product{np.dtype(dtype).itemsize * 8} import column_sums, outer_product, product, product_steps
 from tinytape.kernels.processor import flush_denormals, restore_denormals
+from tinytape.kernels.table import addressed
 
 ITEM = {np.dtype(dtype).itemsize}  # bytes
 inf = np.inf
@@ -233,7 +234,8 @@ class Writer:
         self.calls: dict[str, dict[str, Value]] = {}
         driver = self.forward() if self.name == "forward" else self.backward()
         driver = [f"    {line}" for line in driver]
-        head = ["@compiled", f"def {self.name}(table, constants):"]
+        head = ["@compiled", f"def {self.name}(template, positions, sources, bases, constants):"]
+        head += ["    table = addressed(template, positions, sources, bases)"]
         head += [f"    {name} = table[{i}]" for i, name in enumerate(self.entries)]
         head += [f"    k{i} = number(constants[{i}])" for i in range(len(self.constants))]
         head += ["    before = flush_denormals()"]

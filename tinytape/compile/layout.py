@@ -6,9 +6,7 @@ arrays or blocks of memory that a run uses (a *base*), and a distance from it.
 
 from __future__ import annotations
 
-import ctypes
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +17,7 @@ from .emit_numba import Entry, Kernel
 from .program import Program, Value
 from .schedule import Half
 
-__all__ = ["ALIGN", "Layout", "Memory", "Pad", "Strides", "addresses_of", "strides_of"]
+__all__ = ["ALIGN", "Layout", "Memory", "Pad", "Strides", "strides_of"]
 
 ALIGN = 64  # bytes
 SMALL = 1 << 19  # bytes
@@ -53,7 +51,7 @@ class Layout:
     rows, start : int
         How many batch rows the thread has, and which is its first.
     bases : dict
-        For each base the position of its address among those that `table` takes.
+        The number of each base.
     strides : dict
         Of the arrays that come in: by ("x", i), ("seed_y", i).
     """
@@ -90,12 +88,6 @@ class Layout:
         addresses = [(i, base) for i, (base, _) in enumerate(entries) if base is not None]
         self.positions = np.array([i for i, _ in addresses], np.intp)
         self.sources = np.array([base for _, base in addresses], np.intp)
-
-    def table(self, addresses: Array) -> Array:
-        """The kernel's table, where `addresses` are those of the bases."""
-        table = self.template.copy()
-        table[self.positions] += addresses[self.sources]
-        return table
 
     def borrow(self, parts: Sequence[Value] = ()) -> Pad:
         """Memory for a run, to be given back."""
@@ -238,34 +230,3 @@ def strides_of(array: Array, rank: int) -> Strides:
     """Of an array whose rows have `rank` axes; a row that all share is 0 away."""
     row = 0 if array.ndim - 1 == rank else array.strides[1] // array.itemsize
     return Strides(array.strides[0] // array.itemsize, row)
-
-
-def addresses_of(arrays: Sequence[Array | int]) -> Array:
-    """The addresses of arrays, and numbers as they are."""
-    return np.array([a if a.__class__ is int else _address(a) for a in arrays], np.int64)
-
-
-def _from_interface(array: Any) -> int:
-    return array.__array_interface__["data"][0]
-
-
-def _from_object(array: Any) -> int:
-    return _word_at(id(array) + object.__basicsize__).value or 0
-
-
-def _quickest() -> Callable[[Any], int]:
-    """NumPy builds a dict to tell an address, which takes a microsecond: as much as a small kernel.
-
-    In CPython it is the first word of an array object behind the head of every object, as NumPy fixes it for C. If that
-    is not what the dict says, the dict it is.
-    """
-    samples = np.arange(12.0).reshape(3, 4), np.zeros(1, np.uint8), np.empty((2, 3), np.float32).T
-    if sys.implementation.name == "cpython":
-        views = [view for a in samples for view in (a, a[1:], a[::-1])]
-        if all(_from_object(view) == _from_interface(view) for view in views):
-            return _from_object
-    return _from_interface
-
-
-_word_at = ctypes.c_void_p.from_address
-_address = _quickest()

@@ -50,23 +50,31 @@ class Leaves:
 
     def rows(self, carries: Sequence[Array]) -> int:
         """The number of batch rows."""
-        with_rows = (a.shape[0] for i, a in enumerate(carries) if i not in self.program.shared_carries)
-        return next(with_rows, 1)
+        shared = self.program.shared_carries
+        for i, a in enumerate(carries):
+            if i not in shared:
+                return a.shape[0]
+        return 1
 
-    def enter(self, carries: Sequence[Array], rows: int) -> list[Array]:
+    def enter(self, carries: list[Array], rows: int) -> list[Array]:
         """The first carry, in each row."""
         shared = self.program.shared_carries
+        if not shared:
+            return carries
         return [np.broadcast_to(a, (rows, *a.shape)) if i in shared else a for i, a in enumerate(carries)]
 
-    def leave(self, finals: Sequence[Array], ys: Sequence[Array]) -> list[Array]:
+    def leave(self, finals: list[Array], ys: list[Array]) -> list[Array]:
         """The last carry and the outputs; of what is the same in all rows, the first row's."""
-        program = self.program
-        found = [a[0, ...] if i in program.shared_carries else a for i, a in enumerate(finals)]
-        found += [a[:, 0] if i in program.shared_outputs else a for i, a in enumerate(ys)]
-        return [a.astype(dtype, copy=False) for a, dtype in zip(found, self.dtypes, strict=True)]
+        program, found = self.program, [*finals, *ys]
+        if program.shared_carries or program.shared_outputs:
+            found = [a[0, ...] if i in program.shared_carries else a for i, a in enumerate(finals)]
+            found += [a[:, 0] if i in program.shared_outputs else a for i, a in enumerate(ys)]
+        return [a if a.dtype == dtype else a.astype(dtype) for a, dtype in zip(found, self.dtypes, strict=True)]
 
-    def enter_gradients(self, gradients: Sequence[Array], rows: int) -> tuple[list[Array], list[Array]]:
-        """What comes back for the last carry and for the outputs, in each row."""
+    def enter_gradients(
+        self, gradients: Sequence[Array | None], rows: int
+    ) -> tuple[list[Array | None], list[Array | None]]:
+        """What comes back for the last carry and for the outputs, in each row; None: nothing."""
         program, count = self.program, self.count
         carries, ys = list(gradients[:count]), list(gradients[count:])
         for i in program.shared_carries:
@@ -75,20 +83,23 @@ class Leaves:
             ys[i] = _in_first_row(ys[i], 1, rows)
         return carries, ys
 
-    def leave_gradients(self, carries: Sequence[Array | None], inputs: dict[int, Array], number: int) -> list[Any]:
+    def leave_gradients(self, carries: list[Array | None], inputs: dict[int, Array], number: int) -> list[Any]:
         """The gradients of the first carry and of all `number` inputs, None for those that have none."""
         program = self.program
-        found: list[Any] = [
-            np.asarray(a.sum(0)) if a is not None and i in program.shared_carries else a for i, a in enumerate(carries)
-        ]
+        found: list[Any] = list(carries)
+        for i in program.shared_carries:
+            a = carries[i]
+            found[i] = None if a is None else np.asarray(a.sum(0))
         for i in range(number):
             a = inputs.get(i)
             found.append(a.sum(1) if a is not None and i in program.shared_inputs else a)
         return found
 
 
-def _in_first_row(array: Array, axis: int, rows: int) -> Array:
+def _in_first_row(array: Array | None, axis: int, rows: int) -> Array | None:
     """An array with an axis for the rows; zeros in all but the first."""
+    if array is None:
+        return None
     if rows == 1:
         return np.expand_dims(array, axis)
     wide = np.zeros((*array.shape[:axis], rows, *array.shape[axis:]), array.dtype)

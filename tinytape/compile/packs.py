@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..engine.tape import Storage
 from ..engine.tree import Array
+from .addresses import address_of
 from .program import Value
 from .recipes import Invariants
 
-__all__ = ["Panels", "packed", "products"]
+__all__ = ["Matrix", "Panels", "products"]
 
 ALIGN = 64
 
@@ -24,9 +24,6 @@ class Panels(NamedTuple):
     memory: Array
 
 
-_kept: weakref.WeakKeyDictionary[Storage, dict[Any, tuple[int, tuple[int, ...], Panels]]] = weakref.WeakKeyDictionary()
-
-
 def products(dtype: np.dtype[Any]) -> Any:
     """The kernels for products of a dtype."""
     if dtype == np.float32:
@@ -36,18 +33,45 @@ def products(dtype: np.dtype[Any]) -> Any:
     return found
 
 
-def packed(value: Value, invariants: Invariants, dtype: np.dtype[Any]) -> Panels:
-    """An invariant matrix in panels; those of a tensor from outside are kept until something is written there."""
-    owner, transposed = invariants.source(value)
-    if owner is None:
-        return _pack(invariants[value].astype(dtype, copy=False))
-    kept = _kept.setdefault(owner, {})
-    known = kept.get((transposed, dtype))
-    if known is not None and known[0] == owner.written and known[1] == value.shape:
-        return known[2]
-    panels = _pack(invariants[value].astype(dtype, copy=False))
-    kept[transposed, dtype] = owner.written, value.shape, panels
-    return panels
+class Matrix:
+    """An invariant matrix that products read in panels.
+
+    Parameters
+    ----------
+    value : Value
+    dtype : dtype
+    """
+
+    def __init__(self, value: Value, dtype: np.dtype[Any]) -> None:
+        self.value, self.dtype = value, dtype
+        self.owner, self.transposed = owner_of(value)
+
+    def panels(self, invariants: Invariants) -> Panels:
+        """The panels; those of a tensor from outside are kept until something is written there."""
+        tensor = invariants.captured.get(self.owner)
+        storage: Storage | None = getattr(tensor, "storage", None)
+        if tensor is None or storage is None:
+            return _pack(invariants[self.value].astype(self.dtype, copy=False))
+        raw = tensor.raw  # others, such as its other half, may share the storage
+        key = "panels", self.transposed, self.dtype, raw.shape, raw.strides, address_of(raw)
+        known = storage.derived
+        if known is None:
+            known = storage.derived = {}
+        found = known.get(key)
+        if found is None or found[0] != storage.written:
+            written = storage.written  # as it is before the values are read
+            found = known[key] = written, _pack(invariants[self.value].astype(self.dtype, copy=False))
+        return found[1]
+
+
+def owner_of(value: Value) -> tuple[Any, bool]:
+    """The key of the tensor from outside that a matrix is, or is the transpose of; and whether it is transposed."""
+    transposed = False
+    while value.recipe.op is not None:
+        if value.recipe.op.name != "transpose" or len(value.shape) != 2:
+            return None, False
+        value, transposed = value.recipe.args[0], not transposed
+    return value.recipe.captured, transposed
 
 
 def _pack(matrix: Array) -> Panels:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -11,11 +11,12 @@ import numpy as np
 
 from ..engine.tree import Array
 from ..kernels import threads, workspace
+from .addresses import bases_of
 from .cache import load
 from .dims import Dims
 from .emit_numba import numba_source
-from .layout import ALIGN, Layout, Strides, addresses_of, strides_of
-from .packs import packed, products
+from .layout import ALIGN, Layout, Pad, Strides, strides_of
+from .packs import Matrix, products
 from .program import Program, Value
 from .recipes import Invariants, finish
 from .schedule import Half, schedule, settle_roots
@@ -24,7 +25,7 @@ __all__ = ["Compiled", "Saved"]
 
 TALL = 48  # rows that a hoisted product has at least, if there are so many
 DEEP = 256  # rows that a weight gradient's product has at least
-WORTH = 1 << 20  # floating-point operations that are worth a second thread
+WORTH = 24_000_000  # floating-point operations of a forward run that are worth a second thread
 LARGE = 1 << 18  # bytes: from here on arrays come from the pool
 Arrays = Sequence[Array]
 
@@ -62,52 +63,47 @@ class Compiled:
         self, init: Arrays, xs: Arrays, captured: dict[Any, Any], steps: int, rows: int, reverse: bool = False
     ) -> tuple[list[Array], list[Array], Saved]:
         """The last carry and the outputs; arrays are (rows, ...) and (steps, rows, ...)."""
-        program, dtype = self.program, self.dtype
-        invariants = Invariants(captured)
+        dtype, invariants = self.dtype, Invariants(captured)
         init = [np.ascontiguousarray(a, dtype) for a in init]
-        xs = [_rows(a, dtype, a.ndim - len(v.shape)) for a, v in zip(xs, self.xs, strict=True)]
-        fixed = [_rows(invariants[v.args[0]], dtype, 1) for v in self.fixed]
-        results = [pooled((steps, rows, *v.shape), dtype) for v in program.outputs]
+        xs = [_rows(a, dtype, rank) for a, rank in zip(xs, self.x_ranks, strict=True)]
+        fixed = [_rows(invariants[v.args[0]], dtype, len(v.shape)) for v in self.fixed]
+        results = [pooled((steps, rows, *v.shape), dtype) for v in self.program.outputs]
         ys = results
         if reverse:
             xs, ys = [a[::-1] for a in xs], [y[::-1] for y in results]
         count = self._threads(steps, rows)
-        layouts = self._layouts("forward", steps, rows, count, xs, ys, (), ())
-        history = [workspace.take(max(layout.history.nbytes, ALIGN)) for layout in layouts]
+        layouts = self._layouts("forward", steps, rows, count, xs, ys)
+        history = [workspace.take(layout.history.nbytes or ALIGN) for layout in layouts]
         pads = [layout.borrow() for layout in layouts]
-        saved = Saved(steps, rows, count, history, init, xs, fixed, ys, invariants)
-        weights = [packed(v, invariants, dtype) for v in self.forward_matrices]
-        read = self._read(invariants)
-        common = addresses_of([*init, *xs, *fixed, *ys, *[w.address for w in weights], *read, 0, 0])
-        kernel, constants = self.module.forward, self.forward_constants
+        panels = [m.panels(invariants) for m in self.forward_matrices]
+        arrays = [*init, *xs, *fixed, *ys, *self._read(invariants)]
+        addresses = [p.address for p in panels]
 
-        def task(i: int) -> None:
-            addresses = common if count == 1 else common.copy()
-            addresses[-2], addresses[-1] = history[i].address, pads[i].address
-            kernel(layouts[i].table(addresses), constants)
+        def bases(i: int) -> Array:
+            return bases_of(arrays, [*addresses, history[i].address, pads[i].address])
 
-        threads.run(task, count) if count > 1 else task(0)
-        finals = [np.empty((rows, *v.shape), dtype) for v in program.carries]
-        for i, (value, final) in enumerate(zip(program.carries, finals, strict=True)):
-            place = self.plan.forward.places[value]
-            if place.startswith("ys"):
-                final[...] = ys[int(place[2:])][-1]
-            else:
-                self._final(i, final, layouts, history if program.carry_seeds else [pad.block for pad in pads])
+        _launch(self.module.forward, self.forward_constants, layouts, bases)
+        finals = [
+            np.array(ys[at][-1]) if at is not None else self._final(i, rows, layouts, history, pads)
+            for i, at in enumerate(self.finals_in_outputs)
+        ]
         for layout, pad in zip(layouts, pads, strict=True):
             layout.give_back(pad)
-        return finals, results, saved
+        return finals, results, Saved(steps, rows, count, history, init, xs, fixed, ys, invariants)
 
-    def _final(self, i: int, final: Array, layouts: list[Layout], blocks: list[workspace.Block]) -> None:
-        """Copy a leaf of the last carry from the memory of each thread."""
+    def _final(
+        self, i: int, rows: int, layouts: list[Layout], history: list[workspace.Block], pads: list[Pad]
+    ) -> Array:
+        """A leaf of the last carry, from the memory of each thread."""
         value = self.program.carries[i]
-        for layout, block in zip(layouts, blocks, strict=True):
-            where = layout.history if layout.training else layout.temporary
+        final = np.empty((rows, *value.shape), self.dtype)
+        for layout, kept, pad in zip(layouts, history, pads, strict=True):
+            where, block = (layout.history, kept) if layout.training else (layout.temporary, pad.block)
             last = layout.steps - 1 if layout.training else layout.steps & 1
             offset = where.offsets[value] + last * layout.rows * value.size * layout.item
-            final[layout.start : layout.start + layout.rows] = block.array(
-                self.dtype, (layout.rows, *value.shape), offset
-            )
+            mine = block.view(self.dtype, (layout.rows, *value.shape), offset)
+            final[layout.start : layout.start + layout.rows] = mine
+        return final
 
     # ---- backward ----------------------------------------------------------------------------------------------
 
@@ -117,34 +113,34 @@ class Compiled:
         """Gradients for init, xs (by leaf), fixed inputs, and captured tensors (by key)."""
         program, dtype, steps, rows = self.program, self.dtype, saved.steps, saved.rows
         results = {i: pooled((steps, rows, *g.shape), dtype) for i, g in program.input_gradients.items()}
-        dxs = [a[::-1] for a in results.values()] if reverse else list(results.values())
+        dxs = list(results.values())
+        given = [
+            None if d is None or seed.kind == "none" else _rows(d, dtype, len(seed.shape))
+            for d, seed in zip(dys, program.output_seeds, strict=True)
+        ]
+        if reverse:
+            dxs, given = [a[::-1] for a in dxs], [None if d is None else d[::-1] for d in given]
         dfixed = {i: np.zeros((rows, *g.shape), dtype) for i, g in program.fixed_gradients.items()}
         dinit = [None if g is None else np.empty((rows, *g.shape), dtype) for g in program.carry_gradients]
-        given: list[Array | None] = []
-        for d, seed in zip(dys, program.output_seeds, strict=True):
-            rows_of = None if d is None or seed.kind == "none" else _rows(d, dtype, 2)
-            given.append(rows_of[::-1] if reverse and rows_of is not None else rows_of)
         layouts = self._layouts("backward", steps, rows, saved.threads, saved.xs, saved.ys, given, dxs)
         pads = [layout.borrow(self.added) for layout in layouts]
         for layout, pad in zip(layouts, pads, strict=True):
-            mine = slice(layout.start, layout.start + layout.rows)
             for ring, d in zip(pad.rings, dcarry, strict=True):
                 if ring is not None:
-                    ring[0] = 0 if d is None else d[mine]
+                    ring[0] = 0 if d is None else d[layout.start : layout.start + layout.rows]
         sums = [[self._sum(v) for v in self.plan.phases.sums] for _ in layouts]
-        weights = [packed(v, saved.invariants, dtype) for v in self.backward_matrices]
-        common = [
-            *saved.init, *saved.xs, *saved.fixed, *saved.ys, *[w.address for w in weights],
-            *self._read(saved.invariants), *[d for d in given if d is not None], *dxs, *dfixed.values(),
+        panels = [m.panels(saved.invariants) for m in self.backward_matrices]
+        arrays = [
+            *saved.init, *saved.xs, *saved.fixed, *saved.ys, *self._read(saved.invariants),
+            *[d for d in given if d is not None], *dxs, *dfixed.values(),
         ]  # fmt: skip
-        kernel, constants = self.module.backward, self.backward_constants
+        addresses = [p.address for p in panels]
 
-        def task(i: int) -> None:
-            pad = pads[i]
-            own = [*sums[i], *pad.parts, saved.history[i].address, pad.address]
-            kernel(layouts[i].table(addresses_of([*common, *own])), constants)
+        def bases(i: int) -> Array:
+            own = [*addresses, saved.history[i].address, pads[i].address]
+            return bases_of([*arrays, *sums[i], *pads[i].parts], own)
 
-        threads.run(task, len(layouts)) if len(layouts) > 1 else task(0)
+        _launch(self.module.backward, self.backward_constants, layouts, bases)
         for layout, pad in zip(layouts, pads, strict=True):
             for out, ring in zip(dinit, pad.rings, strict=True):
                 if out is not None and ring is not None:
@@ -176,13 +172,13 @@ class Compiled:
         count: int,
         xs: Arrays,
         ys: Arrays,
-        dys: Sequence[Array | None],
-        dxs: Arrays,
+        dys: Sequence[Array | None] = (),
+        dxs: Arrays = (),
     ) -> list[Layout]:
         """A layout for each thread, kept for the next run of the same form."""
         key = (
-            name, steps, rows, count, tuple([a.strides[:2] for a in (*xs, *ys, *dxs)]),
-            tuple([None if d is None else d.strides[:2] for d in dys]),
+            name, steps, rows, count, tuple([a.strides for a in (*xs, *ys, *dxs)]),
+            tuple([None if d is None else d.strides for d in dys]),
         )  # fmt: skip
         found = self.layouts.get(key)
         if found is None:
@@ -206,15 +202,15 @@ class Compiled:
         half = forward if name == "forward" else self.plan.backward
         kernel = self.forward_kernel if name == "forward" else self.backward_kernel
         assert half is not None and kernel is not None
-        matrices = self.forward_matrices if name == "forward" else self.backward_matrices
+        matrices = [m.value for m in (self.forward_matrices if name == "forward" else self.backward_matrices)]
         order: list[Any] = [("carry", i) for i in range(len(program.carries))]
         order += [("x", v.index) for v in self.xs] + [("fixed", v.index) for v in self.fixed]
-        order += [f"ys{i}" for i in range(len(program.outputs))] + [("weight", v) for v in matrices]
-        order += [("invariant", v) for v in self.read_invariants]
+        order += [f"ys{i}" for i in range(len(program.outputs))] + [("invariant", v) for v in self.read_invariants]
         if name == "backward":
             order += [key for key in strides if key[0] == "seed_y"] + [f"dx{i}" for i in program.input_gradients]
             order += [f"dfixed{i}" for i in program.fixed_gradients] + [("sum", v) for v in self.plan.phases.sums]
             order += [("part", v) for v in self.added]
+        order += [("weight", v) for v in matrices]
         bases = {key: i for i, key in enumerate([*order, "history", "temporary"])}
         cuts = [rows * i // count for i in range(count + 1)]
         layouts: list[Layout] = []
@@ -261,12 +257,29 @@ class Compiled:
         return [v for v in self.program.inputs if v.kind == "fixed"]
 
     @cached_property
-    def forward_matrices(self) -> list[Value]:
-        return _matrices(self.plan.forward)
+    def x_ranks(self) -> list[int]:
+        """How many axes a row of each input has."""
+        return [len(v.shape) for v in self.xs]
 
     @cached_property
-    def backward_matrices(self) -> list[Value]:
-        return _matrices(self.plan.backward)
+    def finals_in_outputs(self) -> list[int | None]:
+        """Of each leaf of the carry, the output whose memory it lies in."""
+        places = [self.plan.forward.places[v] for v in self.program.carries]
+        return [int(place[2:]) if place.startswith("ys") else None for place in places]
+
+    @cached_property
+    def forward_matrices(self) -> list[Matrix]:
+        return self._matrices(self.plan.forward)
+
+    @cached_property
+    def backward_matrices(self) -> list[Matrix]:
+        return self._matrices(self.plan.backward)
+
+    def _matrices(self, half: Half | None) -> list[Matrix]:
+        if half is None:
+            return []
+        found = dict.fromkeys(v.args[1] for stage in (*half.block, *half.step) for v in stage.products)
+        return [Matrix(value, self.dtype) for value in found]
 
     @cached_property
     def read_invariants(self) -> list[Value]:
@@ -295,21 +308,30 @@ class Compiled:
         return [invariants[value] for value in self.read_invariants]
 
 
-def _matrices(half: Half | None) -> list[Value]:
-    if half is None:
-        return []
-    return list(dict.fromkeys(v.args[1] for stage in (*half.block, *half.step) for v in stage.products))
+def _launch(kernel: Any, constants: Array, layouts: list[Layout], bases: Callable[[int], Array]) -> None:
+    """Run a kernel once for each layout, on as many threads."""
+
+    def task(i: int) -> None:
+        layout = layouts[i]
+        kernel(layout.template, layout.positions, layout.sources, bases(i), constants)
+
+    if len(layouts) == 1:
+        task(0)
+    else:
+        threads.run(task, len(layouts))
 
 
-def _rows(array: Array, dtype: np.dtype[Any], outer: int) -> Array:
-    """In the program's dtype; the axes within a row in C order."""
+def _rows(array: Array, dtype: np.dtype[Any], rank: int) -> Array:
+    """In the program's dtype; the last `rank` axes, which are within a row, in C order."""
     if array.dtype != dtype:
         return np.ascontiguousarray(array, dtype)
+    if array.flags.c_contiguous:
+        return array
     unit = dtype.itemsize
-    for n, stride in zip(array.shape[: outer - 1 : -1], array.strides[: outer - 1 : -1], strict=True):
-        if n != 1 and stride != unit:
+    for i in range(array.ndim - 1, array.ndim - 1 - rank, -1):
+        if array.shape[i] != 1 and array.strides[i] != unit:
             return np.ascontiguousarray(array)
-        unit *= n
+        unit *= array.shape[i]
     return array
 
 

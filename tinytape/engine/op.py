@@ -81,6 +81,8 @@ class Op:
         Whether the only differentiable argument is ``*name``.
     options : tuple of str
         The other arguments: axes, shapes, flags, indices. They are not differentiated.
+    takes_none : bool
+        Of an op with several results: whether its rule takes None for one that nothing depends on, and not zeros.
     kind : str
         How forward mode is had: "elementwise" (the rule itself, on tangents), "linear" (the op itself, on all
         tangents at once), "multilinear" (the op once for each argument, that one replaced by its tangent),
@@ -97,6 +99,7 @@ class Op:
         self.kind: Kind = kind
         self.several = several
         self.promotes = promotes
+        self.takes_none = False
         self.rule: Callable[..., Any] = self._no_rule
         self.tangent_rule: Callable[..., Any] | None = None
         self.tangent_needs: tuple[str, ...] = ()

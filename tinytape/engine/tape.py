@@ -34,12 +34,21 @@ take_number: Callable[[], int] = itertools.count(1).__next__
 
 
 class Storage:
-    """The memory that a leaf owns, and when it was last written (see `Tensor.copy_`)."""
+    """The memory that a leaf owns.
 
-    __slots__ = ("written", "__weakref__")
+    Attributes
+    ----------
+    written : int
+        When it was last written (see `Tensor.copy_`).
+    derived : dict or None
+        What others have made of the values, such as weights packed for a kernel, with the `written` of that time.
+    """
+
+    __slots__ = ("written", "derived", "__weakref__")
 
     def __init__(self) -> None:
         self.written = take_number()
+        self.derived: dict[Any, Any] | None = None
 
 
 class Node:
@@ -114,8 +123,9 @@ class Part(Node):
     __slots__ = ("index",)
 
     def __init__(self, whole: Node, index: int) -> None:
-        super().__init__(take_number(), None, (whole,), (), whole.shape[index], whole.dtype[index], None, whole.step)
-        self.index = index
+        self.number, self.op, self.parents, self.kept = take_number(), None, (whole,), ()
+        self.shape, self.dtype, self.watched = whole.shape[index], whole.dtype[index], None
+        self.step, self.hooks, self.index = whole.step, None, index
 
     @property
     def name(self) -> str:
@@ -199,10 +209,9 @@ def reachable(roots: Collection[Node], inputs: Collection[Node] | None = None, e
     TapeError
         If a node was freed by an earlier walk, or memory that its rule needs was written since.
     """
-    nodes = list(roots)
-    seen = set(nodes)
-    if ends:
-        seen.update(inputs or ())
+    ended = set(inputs or ()) if ends else set[Node]()
+    nodes = [root for root in roots if root not in ended]
+    seen = ended.union(nodes)
     for node in nodes:  # grows while it is walked
         parents = node.parents
         if parents is None:
@@ -215,8 +224,7 @@ def reachable(roots: Collection[Node], inputs: Collection[Node] | None = None, e
             if parent is not None and parent not in seen:
                 seen.add(parent)
                 nodes.append(parent)
-    if ends:
-        nodes.extend(inputs or ())
+    nodes.extend(ended)
     nodes.sort(key=_by_number)
     if inputs is not None:
         leading = set(inputs)
@@ -271,7 +279,7 @@ def walk(
         Arrays are the caller's own: shared with nobody, in C order.
     """
     nodes = reachable(seeds, inputs, ends)
-    leading = None if inputs is None else set(nodes)
+    leading: set[Node] | None = None if inputs is None else set(nodes)
     gradients: dict[Node, Any] = dict(seeds)
     owned: set[Node] = set()  # whose gradient is a sum that this walk allocated, and may add to in place
     found: dict[Node, Any] = {}
@@ -298,7 +306,7 @@ def walk(
                 gradients.setdefault(whole, [None] * len(whole.shape))[node.index] = gradient
             continue
         if gradient.__class__ is list:
-            gradient = _fill(gradient, node)
+            gradient = tuple(gradient) if op.takes_none and not differentiable else _fill(gradient, node)
         results: Any
         if differentiable:
             results = op.differentiable_rule(node, gradient)

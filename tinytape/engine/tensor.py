@@ -211,7 +211,9 @@ class Tensor(Operators):
             were written since. Nothing is changed then.
         """
         seeds = {_tracked(self, "backward"): _seed(self, gradient, "backward", create_graph)}
-        with enable_grad() if create_graph else no_grad():
+        context = here.context
+        was, context.recording = context.recording, create_graph
+        try:
             found = walk(seeds, free=not (retain_graph or create_graph), differentiable=create_graph)
             for leaf, arrived in found.items():
                 assert isinstance(leaf, Leaf)
@@ -224,6 +226,8 @@ class Tensor(Operators):
                     np.add(total, arrived, out=total)
                 else:  # left by create_graph: others may depend on it
                     leaf.grad = Tensor(leaf.grad.raw + arrived)
+        finally:
+            context.recording = was
 
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
         """Call `hook` with this tensor's gradient whenever a walk has completed it.

@@ -19,14 +19,27 @@ def is_array(value: Any) -> TypeGuard[Array]:
     return isinstance(value, np.ndarray)
 
 
+_BRANCHES = (dict, list, tuple)
+
+
 def flatten(tree: Any) -> list[Any]:
     """The leaves of a tree, in order (dicts in the order of their sorted keys). None is an empty tree."""
-    if isinstance(tree, dict):
+    leaves: list[Any] = []
+    _gather(tree, leaves.append)
+    return leaves
+
+
+def _gather(tree: Any, add: Callable[[Any], None]) -> None:
+    if not isinstance(tree, _BRANCHES):
+        if tree is not None:
+            add(tree)
+    elif isinstance(tree, dict):
         branch = cast(dict[Any, Any], tree)
-        return [leaf for key in _keys(branch) for leaf in flatten(branch[key])]
-    if isinstance(tree, list | tuple):
-        return [leaf for item in cast("list[Any] | tuple[Any, ...]", tree) for leaf in flatten(item)]
-    return [] if tree is None else [tree]
+        for key in _keys(branch):
+            _gather(branch[key], add)
+    else:
+        for item in cast("list[Any]", tree):
+            _gather(item, add)
 
 
 def unflatten(tree: Any, leaves: Iterable[Any]) -> Any:
@@ -38,10 +51,20 @@ def unflatten(tree: Any, leaves: Iterable[Any]) -> Any:
         If there are more or fewer leaves than the structure has.
     """
     given = list(leaves)
-    wanted = len(flatten(tree))
-    if len(given) != wanted:
-        raise InputError(f"unflatten: {len(given)} leaves for a tree of {wanted}.", "pass one for each leaf.")
-    return _build(tree, iter(given))
+    if not isinstance(tree, _BRANCHES) and tree is not None and len(given) == 1:  # so it is for most carries
+        return given[0]
+    rest = iter(given)
+    try:
+        built = _build(tree, rest)
+    except StopIteration:
+        pass
+    else:
+        if next(rest, _END) is _END:
+            return built
+    raise InputError(f"unflatten: {len(given)} leaves for a tree of {len(flatten(tree))}.", "pass one for each leaf.")
+
+
+_END = object()
 
 
 def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
@@ -50,15 +73,15 @@ def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
 
 
 def _build(tree: Any, leaves: Iterator[Any]) -> Any:
+    if not isinstance(tree, _BRANCHES):
+        return None if tree is None else next(leaves)
     if isinstance(tree, dict):
         branch = cast(dict[Any, Any], tree)
         built = {key: _build(branch[key], leaves) for key in _keys(branch)}
         return {key: built[key] for key in branch}
-    if isinstance(tree, list | tuple):
-        branch = cast(Any, tree)
-        items = [_build(item, leaves) for item in branch]
-        return type(branch)(*items) if hasattr(branch, "_fields") else type(branch)(items)  # a named tuple, or not
-    return None if tree is None else next(leaves)
+    branch = cast(Any, tree)
+    items = [_build(item, leaves) for item in branch]
+    return branch.__class__(*items) if hasattr(branch, "_fields") else branch.__class__(items)  # a named tuple, or not
 
 
 def _keys(branch: dict[Any, Any]) -> list[Any]:

@@ -22,7 +22,7 @@ __all__ = ["Block", "Usage", "reset_peak", "set_workspace_limit", "take", "usage
 ALIGNMENT = 64
 """Bytes: a cache line, and the widest vector."""
 
-Memory = npt.NDArray[np.uint8]
+_SMALL, _MANY = 1 << 20, 8  # bytes, blocks
 
 
 def _default_limit() -> int:
@@ -40,10 +40,16 @@ def _capacity(nbytes: int) -> int:
     return -(-least // step) * step
 
 
-def _allocate(capacity: int) -> Memory:
-    whole = np.empty(capacity + ALIGNMENT, np.uint8)
-    skip = -whole.ctypes.data % ALIGNMENT
-    return whole[skip : skip + capacity]
+class _Chunk:
+    """Memory, and its address, which NumPy takes a microsecond to tell."""
+
+    __slots__ = ("address", "memory", "size", "skip")
+
+    def __init__(self, size: int) -> None:
+        self.memory, self.size = np.empty(size + ALIGNMENT, np.uint8), size
+        start: int = self.memory.ctypes.data
+        self.skip = -start % ALIGNMENT
+        self.address = start + self.skip
 
 
 @dataclass(frozen=True)
@@ -74,34 +80,38 @@ class _Pool:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self._returned: deque[tuple[Memory, int]] = deque()
-        self._idle: dict[int, list[Memory]] = {}
+        self._returned: deque[tuple[_Chunk, int]] = deque()
+        self._idle: dict[int, list[_Chunk]] = {}
         self._idle_bytes = self._in_use = self._peak = 0
         self._limit = _default_limit()
 
-    def take(self, asked: int) -> Memory:
+    def take(self, asked: int) -> _Chunk:
         capacity = _capacity(asked)
         with self.lock:
-            self._settle()
-            memory = self._reuse(capacity)
+            if self._returned:
+                self._settle()
+            chunk = self._reuse(capacity)
             self._in_use += asked
-            self._peak = max(self._peak, self._in_use)
-        self._settle_if_free()
-        if memory is not None:
-            return memory
+            if self._in_use > self._peak:
+                self._peak = self._in_use
+        if self._returned:
+            self._settle_if_free()
+        if chunk is not None:
+            return chunk
         try:
             try:
-                return _allocate(capacity)
+                return _Chunk(capacity)
             except MemoryError:  # what lies idle may be just what is missing
                 self.locked(lambda: self._shrink(0))
-                return _allocate(capacity)
+                return _Chunk(capacity)
         except BaseException:
             self.locked(lambda: self._give_up(asked))
             raise
 
-    def put(self, memory: Memory, asked: int) -> None:
-        self._returned.append((memory, asked))
-        self._settle_if_free()
+    def put(self, chunk: _Chunk, asked: int) -> None:
+        self._returned.append((chunk, asked))
+        if asked > _SMALL or len(self._returned) > _MANY:  # a few small ones may wait for the next who comes
+            self._settle_if_free()
 
     def usage(self) -> Usage:
         return self.locked(lambda: Usage(self._in_use, self._idle_bytes, self._peak))
@@ -130,15 +140,16 @@ class _Pool:
 
     def _settle(self) -> None:
         while self._returned:
-            memory, asked = self._returned.popleft()
+            chunk, asked = self._returned.popleft()
             self._in_use -= asked
-            alike = self._idle.pop(memory.size, [])
-            alike.append(memory)
-            self._idle[memory.size] = alike
-            self._idle_bytes += memory.size
-            self._shrink(self._limit)
+            alike = self._idle.pop(chunk.size, None) or []
+            alike.append(chunk)
+            self._idle[chunk.size] = alike
+            self._idle_bytes += chunk.size
+            if self._idle_bytes > self._limit:
+                self._shrink(self._limit)
 
-    def _reuse(self, capacity: int) -> Memory | None:
+    def _reuse(self, capacity: int) -> _Chunk | None:
         """Idle memory of this class, or, so that shorter batches do with that of longer ones, up to twice as large."""
         size = capacity
         while size not in self._idle:
@@ -146,11 +157,11 @@ class _Pool:
             if size > 2 * capacity:
                 return None
         alike = self._idle.pop(size)
-        memory = alike.pop()
+        chunk = alike.pop()
         if alike:
             self._idle[size] = alike
         self._idle_bytes -= size
-        return memory
+        return chunk
 
     def _shrink(self, limit: int) -> None:
         while self._idle_bytes > limit:
@@ -190,13 +201,13 @@ class Block:
         What was asked for.
     """
 
-    __slots__ = ("address", "nbytes", "_memory", "__weakref__")
+    __slots__ = ("address", "nbytes", "_chunk", "__weakref__")
 
     def __init__(self, nbytes: int) -> None:
-        self._memory: Memory | None = None
+        self._chunk: _Chunk | None = None
         self.nbytes = nbytes
-        self._memory = _pool.take(_rounded(nbytes))
-        self.address: int = self._memory.ctypes.data
+        self._chunk = _pool.take(nbytes + -nbytes % ALIGNMENT)
+        self.address: int = self._chunk.address
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -215,18 +226,20 @@ class Block:
         """
         return np.ndarray(tuple(shape), dtype, np.asarray(self), offset)
 
+    def view(self, dtype: npt.DTypeLike, shape: Sequence[int], offset: int = 0) -> npt.NDArray[Any]:
+        """As `array`, for a moment: it does not keep the block."""
+        assert self._chunk is not None
+        chunk = self._chunk
+        return np.ndarray(shape, dtype, chunk.memory, chunk.skip + offset)
+
     def release(self) -> None:
         """Give the memory back now. Arrays in it must not be used any more; a second release does nothing."""
-        memory, self._memory = self._memory, None
-        if memory is not None:
-            _pool.put(memory, _rounded(self.nbytes))
+        chunk, self._chunk = self._chunk, None
+        if chunk is not None:
+            _pool.put(chunk, self.nbytes + -self.nbytes % ALIGNMENT)
 
     def __del__(self) -> None:
         self.release()
-
-
-def _rounded(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def take(nbytes: int) -> Block:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -168,8 +168,12 @@ def allocate(
 
 def weights_of(module: Module, suffix: str) -> Weights:
     """What `allocate` made."""
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-    return Weights(*(getattr(module, name + suffix) for name in names))
+    return Weights(*[getattr(module, name) for name in _names_of(suffix)])
+
+
+@cache
+def _names_of(suffix: str) -> list[str]:
+    return [name + suffix for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")]
 
 
 def read_state(

@@ -9,6 +9,7 @@ import numpy as np
 from ..engine.errors import DTypeError, InputError, ShapeError
 from ..engine.tensor import Tensor
 
+_ARRAYS = (Tensor, np.ndarray)  # a union of types is slower to look through
 __all__ = ["check_array", "check_choice", "check_dtype", "check_features", "check_sizes"]
 
 
@@ -27,7 +28,7 @@ def check_choice(what: str, name: str, value: Any, choices: tuple[str, ...]) -> 
 
 def check_array(what: str, name: str, value: Any) -> None:
     """`value` is a Tensor or an array."""
-    if not isinstance(value, Tensor | np.ndarray):
+    if not isinstance(value, _ARRAYS):
         raise DTypeError(f"{what}: {name} is a {type(value).__name__}.", "pass a Tensor or an array.")
 
 
