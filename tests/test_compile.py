@@ -415,6 +415,7 @@ def test_changed_positions_and_arrays_from_outside_are_seen():
 
 
 def test_weights_that_share_memory_are_told_apart():
+    rng, H = np.random.default_rng(0), 6
     both = tt.tensor(rng.standard_normal((H, 2 * H)))
     here, there = both[:, :H], both[:, H:]
 
