@@ -73,32 +73,32 @@ class Compiled:
             xs, ys = [a[::-1] for a in xs], [y[::-1] for y in results]
         count = self._threads(steps, rows)
         layouts = self._layouts("forward", steps, rows, count, xs, ys)
-        history = [workspace.take(layout.history.nbytes or ALIGN) for layout in layouts]
         pads = [layout.borrow() for layout in layouts]
-        panels = [m.panels(invariants) for m in self.forward_matrices]
+        training = bool(self.program.carry_seeds)
+        history = [workspace.take(layout.history.nbytes or ALIGN) for layout in layouts] if training else []
         arrays = [*init, *xs, *fixed, *ys, *self._read(invariants)]
+        panels = [m.panels(invariants) for m in self.forward_matrices]
         addresses = [p.address for p in panels]
 
         def bases(i: int) -> Array:
-            return bases_of(arrays, [*addresses, history[i].address, pads[i].address])
+            return bases_of(arrays, [*addresses, history[i].address if training else 0, pads[i].address])
 
         _launch(self.module.forward, self.forward_constants, layouts, bases)
+        blocks = history or [pad.block for pad in pads]
         finals = [
-            np.array(ys[at][-1]) if at is not None else self._final(i, rows, layouts, history, pads)
+            np.array(ys[at][-1]) if at is not None else self._final(i, rows, layouts, blocks)
             for i, at in enumerate(self.finals_in_outputs)
         ]
         for layout, pad in zip(layouts, pads, strict=True):
             layout.give_back(pad)
         return finals, results, Saved(steps, rows, count, history, init, xs, fixed, ys, invariants)
 
-    def _final(
-        self, i: int, rows: int, layouts: list[Layout], history: list[workspace.Block], pads: list[Pad]
-    ) -> Array:
+    def _final(self, i: int, rows: int, layouts: list[Layout], blocks: list[workspace.Block]) -> Array:
         """A leaf of the last carry, from the memory of each thread."""
         value = self.program.carries[i]
         final = np.empty((rows, *value.shape), self.dtype)
-        for layout, kept, pad in zip(layouts, history, pads, strict=True):
-            where, block = (layout.history, kept) if layout.training else (layout.temporary, pad.block)
+        for layout, block in zip(layouts, blocks, strict=True):
+            where = layout.history if layout.training else layout.temporary
             last = layout.steps - 1 if layout.training else layout.steps & 1
             offset = where.offsets[value] + last * layout.rows * value.size * layout.item
             mine = block.view(self.dtype, (layout.rows, *value.shape), offset)
@@ -129,11 +129,11 @@ class Compiled:
                 if ring is not None:
                     ring[0] = 0 if d is None else d[layout.start : layout.start + layout.rows]
         sums = [[self._sum(v) for v in self.plan.phases.sums] for _ in layouts]
-        panels = [m.panels(saved.invariants) for m in self.backward_matrices]
         arrays = [
             *saved.init, *saved.xs, *saved.fixed, *saved.ys, *self._read(saved.invariants),
             *[d for d in given if d is not None], *dxs, *dfixed.values(),
         ]  # fmt: skip
+        panels = [m.panels(saved.invariants) for m in self.backward_matrices]
         addresses = [p.address for p in panels]
 
         def bases(i: int) -> Array:
