@@ -24,6 +24,7 @@ MAY = {
     "engine": ("", ""),
     "kernels": ("", ""),
     "loop.revolve": ("", ""),
+    "loop.truncated": (f"{TAPE} {TAPE_USERS}", "nn"),  # a cell is put in a layer
     "random": ("engine", ""),
     "ops": ("engine random", "kernels"),
     **dict.fromkeys(TAPE_USERS.split(), (f"{TAPE} {TAPE_USERS}", "kernels")),
@@ -36,7 +37,13 @@ MAY = {
     "io": ("engine.errors", ""),
 }
 ANYTHING = {"", "__main__", "doctor", "train", "generate"}  # "" is tinytape/__init__.py
-THIRD_PARTY = {"kernels": {"numba", "llvmlite"}, "io": {"safetensors"}}  # and numpy everywhere
+THIRD_PARTY = {  # and numpy everywhere
+    "kernels": {"numba", "llvmlite"},
+    "io": {"safetensors"},
+    "inspect": {"matplotlib"},
+    "optim": {"matplotlib"},
+    "train": {"tqdm", "tensorboardX"},
+}
 
 
 class Import(NamedTuple):

@@ -236,7 +236,7 @@ def test_checkpoint_changes_no_number(steps, size, reverse):
         close(a, b)
 
 
-def test_checkpoint_keeps_carries_only_and_runs_every_step_twice():
+def test_checkpoint_keeps_carries_only_and_runs_steps_twice_but_those_of_the_last_block():
     s, calls = Setting(steps=12), []
 
     def f(h, x):
@@ -250,7 +250,7 @@ def test_checkpoint_keeps_carries_only_and_runs_every_step_twice():
             sizes[size] = sum(len(record.node.kept or ()) for record in tape.records)
             assert len(calls) == 12
             tape.gradient(loss, s.leaves)
-        assert len(calls) == (12 if size is None else 24)
+        assert len(calls) == (12 if size is None else 12 + 9)
         calls.clear()
     assert sizes[3] < sizes[None] / 5
 
@@ -264,8 +264,8 @@ def test_nothing_of_a_checkpoints_first_run_stays_alive():
             y = tt.tanh(y)
         return c + y, y
 
-    result = tt.scan(f, np.zeros(()), x, checkpoint=4)
-    assert live_nodes() - before < 50  # of more than 400 that were recorded
+    result = tt.scan(f, np.zeros(()), x, checkpoint=1)
+    assert live_nodes() - before < 70  # of more than 400 that were recorded; 50 are those of the last step
     del result
 
 
@@ -399,14 +399,13 @@ BAD = {
     "f is a pair": (lambda: tt.scan((min, max), H, X), tt.InputError, "f is a tuple of 2"),
     "compiled": (lambda: tt.scan(min, H, X, compiled="yes"), tt.InputError, "compiled is 'yes'"),
     "compiled by number": (lambda: tt.scan(min, H, X, compiled=1), tt.InputError, "compiled is 1"),
-    "checkpoint": (lambda: tt.scan(min, H, X, checkpoint="auto"), tt.InputError, "checkpoint is 'auto'.*1 or more"),
+    "checkpoint": (lambda: tt.scan(min, H, X, checkpoint="64"), tt.InputError, "checkpoint is '64'.*'64 MB'"),
     "checkpoint 0": (lambda: tt.scan(min, H, X, checkpoint=0), tt.InputError, "checkpoint is 0"),
     "checkpoint True": (lambda: tt.scan(min, H, X, checkpoint=True), tt.InputError, "checkpoint is True"),
     "lookback": (lambda: tt.scan(min, H, X, lookback=0), tt.InputError, "lookback is 0"),
     "lookback's kind": (lambda: tt.scan(min, H, X, lookback=1.5), tt.InputError, "lookback is 1.5"),
     "both": (lambda: tt.scan(min, H, X, checkpoint=2, lookback=2), tt.InputError, "both checkpoint and lookback"),
     "compiled lookback": (lambda: tt.scan(min, H, X, lookback=2, compiled=True), tt.InputError, "with lookback"),
-    "compiled checkpoint": (lambda: tt.scan(min, H, X, checkpoint=2, compiled=True), tt.InputError, "with checkpoint"),
 }  # fmt: skip
 
 

@@ -4,15 +4,17 @@ from importlib import import_module as _import_module
 from types import ModuleType as _ModuleType
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from . import nn, optim
+from . import check, nn, optim
 from .check import check_grads
 from .engine.errors import DTypeError, InputError, ShapeError, TapeError, TinytapeError
 from .engine.op import Op, Operand, OpFunction, elementwise, op
 from .engine.recording import Tape
 from .engine.tape import enable_grad, no_grad, time_step
 from .engine.tensor import Tensor, default_dtype, gradient, set_default_dtype, tensor
+from .loop.rtrl import RTRL
 from .loop.scan import scan
 from .loop.switch import no_compile
+from .loop.truncated import truncated
 from .ops.activation import elu, erf, gelu, leaky_relu, relu, sigmoid, silu, softplus
 from .ops.creation import (
     arange,
@@ -121,9 +123,10 @@ from .runtime import get_num_threads, set_num_threads, set_workspace_limit
 from .transforms import grad, hessian, hvp, jacfwd, jacrev, jvp, value_and_grad, vjp
 
 if _TYPE_CHECKING:
-    from . import data, io
+    from . import data, inspect, io
 
 __all__ = [
+    "RTRL",
     "DTypeError",
     "Generator",
     "InputError",
@@ -154,6 +157,7 @@ __all__ = [
     "astype",
     "broadcast_to",
     "ceil",
+    "check",
     "check_grads",
     "checkpoint",
     "clip",
@@ -198,6 +202,7 @@ __all__ = [
     "hvp",
     "hypot",
     "index_put",
+    "inspect",
     "io",
     "isfinite",
     "isinf",
@@ -287,6 +292,7 @@ __all__ = [
     "transpose",
     "tril",
     "triu",
+    "truncated",
     "unstack",
     "value_and_grad",
     "var",
@@ -300,6 +306,6 @@ __all__ = [
 
 def __getattr__(name: str) -> _ModuleType:
     """Import what not every program needs when it is first asked for."""
-    if name in ("data", "io"):
+    if name in ("data", "inspect", "io", "train"):
         return _import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

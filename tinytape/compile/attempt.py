@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from ..engine.call import NOT_A_VALUE
 from ..engine.errors import InputError
 from ..engine.op import Op
 from ..engine.stand_in import stand_ins, standing_in
@@ -18,18 +19,20 @@ from ..engine.tape import Leaf, Node, Part, Storage, here, take_number
 from ..engine.tensor import Tensor
 from ..engine.tree import Array, flatten, unflatten
 from ..kernels.compiler import usable
+from ..loop.budget import Plan as Budgeted
 from ..recompute import keeps_calls, replay
 from .cache import announced
 from .captures import Captures, look_through
+from .checkpointed import Checkpointed, plan_of
 from .explain import Explanation
 from .leaves import Leaves, readings
 from .lower import lower
 from .plain import Plain, Rows
 from .program import Program
-from .run import Compiled, Saved
+from .run import Compiled, Run
 from .trace import Key, NotLowerable, Traced, name_of, trace
 
-__all__ = ["Plan", "attempt", "explain", "plan_for", "refuse", "tell"]
+__all__ = ["Plan", "attempt", "explain", "plan_for", "price", "refuse", "tell"]
 
 _log = logging.getLogger("tinytape.compile")
 MOST = 512  # plans that are kept
@@ -50,7 +53,7 @@ class Plan:
         self.title = title
         self.op = Op(lambda *values: values, f"scan({title})", "general", True, False)
         self.op.rule = _rule
-        self.op.takes_none = True
+        self.op.takes_none, self.op.sources = True, (NOT_A_VALUE, NOT_A_VALUE)
         self.op.differentiable_rule = _differentiable_rule  # pyright: ignore[reportAttributeAccessIssue]
         self.y_tree = _skeleton(traced.y_tree)
         self.inputs = len(traced.xs)
@@ -96,6 +99,7 @@ def attempt(
     steps: int,
     reverse: bool,
     eager: Callable[..., Any],
+    checkpoint: Any = None,
 ) -> tuple[Any, Any] | NotLowerable | None:
     """The scan by kernels.
 
@@ -105,6 +109,8 @@ def attempt(
         As `scan` has checked them: init and xs are nests of Tensors.
     eager : callable
         ``eager(f, init, xs, steps, reverse)``, the definition, for gradients that are themselves differentiated.
+    checkpoint : int, str or Plan, optional
+        As for `scan`.
 
     Returns
     -------
@@ -117,17 +123,23 @@ def attempt(
     plan, captures = plan_for(f, init, xs, carries, inputs)
     if isinstance(plan, NotLowerable):
         return plan
-    captured = plan.captured(captures)
+    kernels: Any = plan.kernels
     first = [x.raw for x in carries]
     rows = plan.leaves.rows(first)
+    if checkpoint is not None and plan.program.carry_seeds:
+        if not isinstance(kernels, Compiled):
+            return None  # the eager loop does the same
+        chosen = plan_of(kernels, checkpoint, steps, rows)
+        kernels = Checkpointed(kernels, chosen) if chosen.slots else kernels
+    captured = plan.captured(captures)
     with plan.announced("forward"):
         first, others = plan.leaves.enter(first, rows), [x.raw for x in inputs]
-        finals, ys, saved = plan.kernels.forward(first, others, captured, steps, rows, reverse)
+        finals, ys, saved = kernels.forward(first, others, captured, steps, rows, reverse)
     arrays = plan.leaves.leave(finals, ys)
     if not plan.program.carry_seeds:
         results = [Tensor.of(a) for a in arrays]
     else:
-        run = _Scan(plan, f, init, xs, steps, reverse, eager, captured)
+        run = _Scan(plan, kernels, f, init, xs, steps, reverse, eager, captured)
         results = run.record(carries, inputs, arrays, saved)
     count = len(carries)
     return unflatten(init, results[:count]), unflatten(plan.y_tree, results[count:])
@@ -163,6 +175,15 @@ def explain(f: Callable[[Any, Any], Any], init: Any, xs: Any) -> Explanation:
     if isinstance(plan, NotLowerable):
         return Explanation(_title(f), str(plan))
     return Explanation(plan.title, None, plan.kernels.plan, plan.kernels.dims)
+
+
+def price(f: Callable[[Any, Any], Any], init: Any, xs: Any, steps: int, checkpoint: Any) -> Budgeted | None:
+    """What `attempt` would keep; None where it would not be kernels that keep it."""
+    carries = flatten(init)
+    plan, _ = plan_for(f, init, xs, carries, flatten(xs))
+    if isinstance(plan, NotLowerable) or not isinstance(plan.kernels, Compiled) or not plan.program.carry_seeds:
+        return None
+    return plan_of(plan.kernels, checkpoint, steps, plan.leaves.rows([x.raw for x in carries]))
 
 
 def _form(tree: Any) -> Any:
@@ -244,6 +265,7 @@ class _Scan:
     def __init__(
         self,
         plan: Plan,
+        kernels: Any,
         f: Any,
         init: Any,
         xs: Any,
@@ -252,11 +274,12 @@ class _Scan:
         eager: Callable[..., Any],
         captured: dict[Key, Any],
     ) -> None:
+        self.kernels = kernels
         self.plan, self.f, self.init, self.xs, self.steps, self.reverse = plan, f, init, xs, steps, reverse
         self.eager, self.captured, self.stand_ins = eager, captured, stand_ins()
 
     def record(
-        self, carries: list[Tensor], inputs: list[Tensor], arrays: list[Array], saved: Saved | Rows
+        self, carries: list[Tensor], inputs: list[Tensor], arrays: list[Array], saved: Run | Rows
     ) -> list[Tensor]:
         context, plan, captured = here.context, self.plan, self.captured
         parents = [x.node for x in carries]
@@ -275,11 +298,15 @@ class _Scan:
             context.tape.append(node, (), {}, tuple(results))
         return results
 
+    def kept_buffers(self) -> dict[int, int]:
+        """What a checkpointed run keeps; the others' is kept beside this."""
+        return self.kernels.kept_buffers() if isinstance(self.kernels, Checkpointed) else {}
+
     def rule(self, gradients: tuple[Any, ...], saved: Any) -> tuple[Any, ...]:
         leaves, program = self.plan.leaves, self.plan.program
         with self.plan.announced("backward"):
             given = leaves.enter_gradients(gradients, saved.rows)
-            dinit, dxs, dfixed, sums = self.plan.kernels.backward(saved, *given, self.reverse)
+            dinit, dxs, dfixed, sums = self.kernels.backward(saved, *given, self.reverse)
         found = leaves.leave_gradients(dinit, dxs, self.plan.inputs)
         found += [sums[k] for k in program.captured_gradients]
         found += [dfixed[i] for i in program.fixed_gradients]

@@ -26,7 +26,8 @@ class Entry(NamedTuple):
     what      of
     ========= ==============================================================================
     number    itself: ``number``
-    run       "steps", "rows", "block", "scratch": how much is done at once, and where to work
+    run       "steps", "rows", "block", "scratch": how much is done at once, and where to work; "earlier", "later":
+              whether these are a part of all steps, and others come before and after them
     at, step, a place: its address; how far the next step, the next row lies, in elements; for a ring, the other half
     row, ring
     weight    a product's matrix, packed: its address
@@ -164,6 +165,12 @@ class Writer:
             return f"{at} + ITEM * (({step} + 1) & 1) * {ring}"
         return f"{at} + ITEM * {step} * {self.entry(f'{name}_step', 'step', value)}"
 
+    def followed(self, value: Value, step: str) -> str:
+        """As `located`, where the values of the next steps follow; of a carry that is not so from the first step on."""
+        if value.kind == "carry":
+            return self.located(self.program.carries[value.index], f"({step} - 1)")
+        return self.located(value, step)
+
     # ---- rows --------------------------------------------------------------------------------------------------
 
     def rows_function(self, stage: Stage, label: str) -> str:
@@ -256,7 +263,7 @@ class Writer:
         ]
 
     def backward(self) -> list[str]:
-        for name in ("steps", "rows", "block", "scratch"):
+        for name in ("steps", "rows", "block", "scratch", "earlier", "later"):
             self.entry(name, "run", name)
         steps = self.phase(self.half.step, "step", "b_step")
         block = self.phase(self.half.block, "block", "b_block")
@@ -274,7 +281,7 @@ class Writer:
             "while first >= 0:",
             "    for t in range(last - 1, first - 1, -1):",
             *(f"        {line}" for line in steps),
-            "    again = last < steps  # sums are added to those of later blocks",
+            "    again = (last < steps) | (later != 0)  # sums are added to those of what comes later",
             *(f"    {line}" for line in block),
             "    last = first",
             "    first -= block",
@@ -370,17 +377,17 @@ class Writer:
             return [*lines, f"    outer_product(1, rows, {m}, {n}, {name}_a, 0, {self.row(a)}, {name}_b, 0, "
                             f"{self.row(b)}, {out}, {n}, again | (t > first), scratch)"]  # fmt: skip
         start, again = "first", "again"
-        if any(v.kind == "carry" for v in bases):  # before the first step the carry lies elsewhere
+        if any(v.kind == "carry" for v in bases):  # before the very first step the carry lies elsewhere
             start = f"{name}_first"
             ab = [self.located(v, "first") for v in bases]
-            lines += ["if first == 0:", *(f"    {name}_{x} = {at}" for x, at in zip("ab", ab, strict=True))]
+            lines += ["if first + earlier == 0:", *(f"    {name}_{x} = {at}" for x, at in zip("ab", ab, strict=True))]
             lines += [f"    outer_product(1, rows, {m}, {n}, {name}_a, 0, {self.row(a)}, {name}_b, 0, {self.row(b)}, "
                       f"{out}, {n}, again, scratch)"]  # fmt: skip
-            again = "again | (first == 0)"
-            lines += [f"{name}_first = max(first, 1)", f"if {name}_first < last:"]
+            again = "again | (first + earlier == 0)"
+            lines += [f"{name}_first = max(first, 1 - earlier)", f"if {name}_first < last:"]
         indent = "    " if len(lines) else ""
         steps = [self.steps_of(self.program.carries[v.index] if v.kind == "carry" else v) or "0" for v in bases]
-        lines += [f"{indent}{name}_{x} = {self.located(v, start)}" for x, v in zip("ab", bases, strict=True)]
+        lines += [f"{indent}{name}_{x} = {self.followed(v, start)}" for x, v in zip("ab", bases, strict=True)]
         lines.append(
             f"{indent}outer_product(last - {start}, rows, {m}, {n}, {name}_a, {steps[0]}, {self.row(a)}, {name}_b, "
             f"{steps[1]}, {self.row(b)}, {out}, {n}, {again}, scratch)"

@@ -43,13 +43,80 @@ class Memory:
         self.nbytes += -(-size * self.item // ALIGN) * ALIGN
 
 
-class Layout:
-    """One thread's table for one kernel.
+class Space:
+    """The memory that one thread needs for a run: what lasts from a forward run to its adjoint, and what does not.
 
     Parameters
     ----------
-    rows, start : int
-        How many batch rows the thread has, and which is its first.
+    history : dict
+        Where a forward run puts its values.
+    steps, rows, block : int
+        Of the thread; `block` steps are done at once outside of the loop over steps.
+    scratch : int
+        Elements that products work in.
+    """
+
+    def __init__(
+        self, program: Program, half: Half, history: dict[Value, str], steps: int, rows: int, block: int, scratch: int
+    ) -> None:
+        self.program, self.half, self.item = program, half, np.dtype(program.dtype).itemsize
+        self.steps, self.rows, self.block = steps, rows, block
+        self.training = bool(program.carry_seeds)
+        self.kept: dict[Value, int] = {}  # where in a row's record a value is kept
+        for value, place in history.items():
+            if place == "history":
+                self.kept[value] = sum(v.size for v in self.kept)
+        self.record = sum(v.size for v in self.kept)
+        self.carried = [v for i, v in enumerate(program.carries) if half.places[v] == f"carry{i}"]  # by themselves
+        self.history = self._history()
+        self.temporary = self._temporary(scratch)
+        self.keeps_pads = self.temporary.nbytes <= SMALL
+
+    @property
+    def bytes_per_step(self) -> int:
+        """What `history` has for each step."""
+        return self.rows * (self.record + sum(v.size for v in self.carried)) * self.item
+
+    def _history(self) -> Memory:
+        memory = Memory(self.item)
+        if self.training:
+            memory.add("kept", self.steps * self.rows * self.record)
+            for value in self.carried:  # after each step, and before the first one
+                memory.add(("before", value), self.rows * value.size)
+                memory.add(value, self.steps * self.rows * value.size)
+        return memory
+
+    def _temporary(self, scratch: int) -> Memory:
+        memory = Memory(self.item)
+        for value, place in self.half.places.items():
+            if value.kind != "alias" and place in ("block", "step", "row"):
+                count = {"block": self.block * self.rows, "step": self.rows, "row": 1}[place]
+                memory.add(value, count * _padded(value))
+        for i, seed in enumerate(self.program.carry_seeds):
+            if seed.kind != "none":
+                memory.add(("ring", i), 2 * self.rows * seed.size)
+        if not self.training:
+            for value in self.carried:
+                memory.add(value, 2 * self.rows * value.size)
+        zeros = max((s.size for s in self.program.output_seeds if s.kind != "none"), default=0)
+        self.nbytes_of_zeros = zeros * self.item
+        memory.add("zeros", zeros)
+        memory.add("scratch", scratch)
+        return memory
+
+    def row_before(self, block: workspace.Block, value: Value) -> Array:
+        """Where in its history a leaf of the carry lies before the first step."""
+        size = self.rows * value.size * self.item
+        return block.view(self.program.dtype, (self.rows, *value.shape), self.history.offsets[value] - size)
+
+
+class Layout(Space):
+    """One thread's table for one kernel, beside its memory.
+
+    Parameters
+    ----------
+    start, total_rows : int
+        Which is the thread's first row, and how many rows there are for all threads.
     bases : dict
         The number of each base.
     strides : dict
@@ -58,30 +125,15 @@ class Layout:
 
     def __init__(
         self,
-        program: Program,
-        half: Half,
-        history: dict[Value, str],
+        space: Space,
         kernel: Kernel,
-        steps: int,
-        rows: int,
         start: int,
-        block: int,
+        total_rows: int,
         bases: dict[Any, int],
         strides: dict[Any, Strides],
-        total_rows: int,
-        scratch: int,
     ) -> None:
-        self.program, self.half, self.item = program, half, np.dtype(program.dtype).itemsize
-        self.steps, self.rows, self.start, self.block = steps, rows, start, block
-        self.bases, self.strides, self.total_rows = bases, strides, total_rows
-        self.training = bool(program.carry_seeds)
-        self.kept: dict[Value, int] = {}  # where in a row's record a value is kept
-        for value, place in history.items():
-            if place == "history":
-                self.kept[value] = sum(v.size for v in self.kept)
-        self.record = sum(v.size for v in self.kept)
-        self.history = self._history()
-        self.temporary = self._temporary(scratch)
+        vars(self).update(vars(space))
+        self.start, self.total_rows, self.bases, self.strides = start, total_rows, bases, strides
         self.pads: list[Pad] = []
         entries = [self._entry(entry) for entry in kernel.entries]
         self.template = np.array([number for _, number in entries], np.int64)
@@ -95,41 +147,10 @@ class Layout:
 
     def give_back(self, pad: Pad) -> None:
         """Small ones are kept here; others go to the pool."""
-        if self.temporary.nbytes <= SMALL and len(self.pads) < 2:
+        if self.keeps_pads and len(self.pads) < 2:
             self.pads.append(pad)
         else:
             pad.block.release()
-
-    # ---- memory ------------------------------------------------------------------------------------------------
-
-    def _history(self) -> Memory:
-        """What lasts from a forward run to its adjoint."""
-        memory = Memory(self.item)
-        if self.training:
-            memory.add("kept", self.steps * self.rows * self.record)
-            for i, value in enumerate(self.program.carries):
-                if self.half.places[value] == f"carry{i}":
-                    memory.add(value, self.steps * self.rows * value.size)
-        return memory
-
-    def _temporary(self, scratch: int) -> Memory:
-        memory = Memory(self.item)
-        for value, place in self.half.places.items():
-            if value.kind != "alias" and place in ("block", "step", "row"):
-                count = {"block": self.block * self.rows, "step": self.rows, "row": 1}[place]
-                memory.add(value, count * _padded(value))
-        for i, seed in enumerate(self.program.carry_seeds):
-            if seed.kind != "none":
-                memory.add(("ring", i), 2 * self.rows * seed.size)
-        if not self.training:
-            for i, value in enumerate(self.program.carries):
-                if self.half.places[value] == f"carry{i}":
-                    memory.add(value, 2 * self.rows * value.size)
-        zeros = max((s.size for s in self.program.output_seeds if s.kind != "none"), default=0)
-        self.nbytes_of_zeros = zeros * self.item
-        memory.add("zeros", zeros)
-        memory.add("scratch", scratch)
-        return memory
 
     # ---- entries -----------------------------------------------------------------------------------------------
 
@@ -141,6 +162,8 @@ class Layout:
         if what == "run":
             if of == "scratch":
                 return self.bases["temporary"], self.temporary.offsets["scratch"]
+            if of in ("earlier", "later"):
+                return self.bases[of], 0
             return None, {"steps": self.steps, "rows": self.rows, "block": self.block}[of]
         if what == "weight":
             return self.bases["weight", of[0]], 0
@@ -209,7 +232,7 @@ class Pad:
 
     def __init__(self, layout: Layout, parts: Sequence[Value]) -> None:
         dtype = np.dtype(layout.program.dtype)
-        self.block = workspace.take(max(layout.temporary.nbytes, ALIGN))
+        self.block = workspace.take(layout.temporary.nbytes or ALIGN, counted=not layout.keeps_pads)
         self.address = self.block.address
         offsets = layout.temporary.offsets
         self.rings: list[Array | None] = []  # of each carry leaf: the gradient, two halves for two steps

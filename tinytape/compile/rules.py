@@ -41,6 +41,14 @@ RULES.update({name: _mapped(name) for name in _NAMES.split()})
 RULES["absolute"] = RULES["abs"]
 
 
+def _unchanged(low: Builder, value: Any, probe: Any) -> View:
+    """What a probe does to a value: nothing. Its gradient is then taken in the kernel (see `loop.probes`)."""
+    return low.view(value)
+
+
+RULES.update(measured=_unchanged, entering=_unchanged, added=_unchanged)
+
+
 @rule("power_of_tensor")
 def _(low: Builder, x: View, exponent: Any) -> View:
     if exponent == 2:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,13 +15,13 @@ from .addresses import bases_of
 from .cache import load
 from .dims import Dims
 from .emit_numba import numba_source
-from .layout import ALIGN, Layout, Pad, Strides, strides_of
+from .layout import ALIGN, Layout, Space, Strides, strides_of
 from .packs import Matrix, products
 from .program import Program, Value
 from .recipes import Invariants, finish
 from .schedule import Half, schedule, settle_roots
 
-__all__ = ["Compiled", "Saved"]
+__all__ = ["Compiled", "Gradients", "Run"]
 
 TALL = 48  # rows that a hoisted product has at least, if there are so many
 DEEP = 256  # rows that a weight gradient's product has at least
@@ -30,18 +30,32 @@ LARGE = 1 << 18  # bytes: from here on arrays come from the pool
 Arrays = Sequence[Array]
 
 
-class Saved(NamedTuple):
-    """What a forward run leaves for its adjoint."""
+class Run(NamedTuple):
+    """A forward run over some steps: what it takes, and what it leaves for its adjoint."""
 
     steps: int
     rows: int
     threads: int
-    history: list[workspace.Block]  # one for each thread
     init: list[Array]
     xs: list[Array]
     fixed: list[Array]
     ys: list[Array]
     invariants: Invariants
+    history: list[workspace.Block] = []  # noqa: RUF012 - one for each thread, if there is to be an adjoint
+    start: int = 0  # the number of its first step, of all steps
+
+    def kept_buffers(self) -> dict[int, int]:
+        """The memory that waits for the adjoint, for `engine.recording.kept_buffers`."""
+        return {id(block): block.nbytes for block in self.history}
+
+
+class Gradients(NamedTuple):
+    """What an adjoint run takes and leaves, beside the gradient of the carry."""
+
+    ys: list[Array | None]
+    xs: list[Array]
+    fixed: list[Array]
+    sums: list[list[Array]]  # over rows and steps, for each thread
 
 
 class Compiled:
@@ -61,8 +75,18 @@ class Compiled:
 
     def forward(
         self, init: Arrays, xs: Arrays, captured: dict[Any, Any], steps: int, rows: int, reverse: bool = False
-    ) -> tuple[list[Array], list[Array], Saved]:
+    ) -> tuple[list[Array], list[Array], Run]:
         """The last carry and the outputs; arrays are (rows, ...) and (steps, rows, ...)."""
+        run, results = self.begin(init, xs, captured, steps, rows, reverse)
+        if self.program.carry_seeds:
+            layouts = self._layouts("forward", run)
+            run = run._replace(history=[workspace.take(layout.history.nbytes or ALIGN) for layout in layouts])
+        return self.go(run), results, run
+
+    def begin(
+        self, init: Arrays, xs: Arrays, captured: dict[Any, Any], steps: int, rows: int, reverse: bool
+    ) -> tuple[Run, list[Array]]:
+        """All steps, still to be run, without memory for an adjoint; and the outputs in the order of xs."""
         dtype, invariants = self.dtype, Invariants(captured)
         init = [np.ascontiguousarray(a, dtype) for a in init]
         xs = [_rows(a, dtype, rank) for a, rank in zip(xs, self.x_ranks, strict=True)]
@@ -71,27 +95,37 @@ class Compiled:
         ys = results
         if reverse:
             xs, ys = [a[::-1] for a in xs], [y[::-1] for y in results]
-        count = self._threads(steps, rows)
-        layouts = self._layouts("forward", steps, rows, count, xs, ys)
+        return Run(steps, rows, self.thread_count(steps, rows), init, xs, fixed, ys, invariants), results
+
+    def go(self, run: Run) -> list[Array]:
+        """Run the steps; the last carry."""
+        layouts = self._layouts("forward", run)
         pads = [layout.borrow() for layout in layouts]
-        training = bool(self.program.carry_seeds)
-        history = [workspace.take(layout.history.nbytes or ALIGN) for layout in layouts] if training else []
-        arrays = [*init, *xs, *fixed, *ys, *self._read(invariants)]
-        panels = [m.panels(invariants) for m in self.forward_matrices]
+        arrays = [*run.init, *run.xs, *run.fixed, *run.ys, *self._read(run.invariants)]
+        panels = [m.panels(run.invariants) for m in self.forward_matrices]
         addresses = [p.address for p in panels]
 
         def bases(i: int) -> Array:
-            return bases_of(arrays, [*addresses, history[i].address if training else 0, pads[i].address])
+            return bases_of(arrays, [*addresses, run.history[i].address if run.history else 0, pads[i].address])
 
+        if run.start:
+            self._put_before(run, layouts)
         _launch(self.module.forward, self.forward_constants, layouts, bases)
-        blocks = history or [pad.block for pad in pads]
+        blocks = run.history or [pad.block for pad in pads]
         finals = [
-            np.array(ys[at][-1]) if at is not None else self._final(i, rows, layouts, blocks)
+            np.array(run.ys[at][-1]) if at is not None else self._final(i, run.rows, layouts, blocks)
             for i, at in enumerate(self.finals_in_outputs)
         ]
         for layout, pad in zip(layouts, pads, strict=True):
             layout.give_back(pad)
-        return finals, results, Saved(steps, rows, count, history, init, xs, fixed, ys, invariants)
+        return finals
+
+    def _put_before(self, run: Run, layouts: list[Layout]) -> None:
+        """A carry that lies by itself lies there before the first step too: sums read on from it."""
+        for layout, block in zip(layouts, run.history, strict=True):
+            for value, first in zip(self.program.carries, run.init, strict=True):
+                if value in layout.carried:
+                    layout.row_before(block, value)[...] = first[layout.start : layout.start + layout.rows]
 
     def _final(self, i: int, rows: int, layouts: list[Layout], blocks: list[workspace.Block]) -> Array:
         """A leaf of the last carry, from the memory of each thread."""
@@ -108,51 +142,75 @@ class Compiled:
     # ---- backward ----------------------------------------------------------------------------------------------
 
     def backward(
-        self, saved: Saved, dcarry: Sequence[Array | None], dys: Sequence[Array | None], reverse: bool = False
+        self, run: Run, dcarry: Sequence[Array | None], dys: Sequence[Array | None], reverse: bool = False
     ) -> tuple[list[Array | None], dict[int, Array], dict[int, Array], dict[Any, Array]]:
         """Gradients for init, xs (by leaf), fixed inputs, and captured tensors (by key)."""
-        program, dtype, steps, rows = self.program, self.dtype, saved.steps, saved.rows
-        results = {i: pooled((steps, rows, *g.shape), dtype) for i, g in program.input_gradients.items()}
-        dxs = list(results.values())
+        gradients, dxs = self.begin_back(run, dys, reverse)
+        dinit = self.go_back(run, dcarry, gradients)
+        return dinit, *self.end_back(run, dxs, gradients)
+
+    def begin_back(self, run: Run, dys: Sequence[Array | None], reverse: bool) -> tuple[Gradients, list[Array]]:
+        """What all steps back will take and leave; and the gradients of xs in their order."""
+        program, dtype = self.program, self.dtype
+        results = [pooled((run.steps, run.rows, *g.shape), dtype) for g in program.input_gradients.values()]
+        dxs = results
         given = [
             None if d is None or seed.kind == "none" else _rows(d, dtype, len(seed.shape))
             for d, seed in zip(dys, program.output_seeds, strict=True)
         ]
         if reverse:
             dxs, given = [a[::-1] for a in dxs], [None if d is None else d[::-1] for d in given]
-        dfixed = {i: np.zeros((rows, *g.shape), dtype) for i, g in program.fixed_gradients.items()}
-        dinit = [None if g is None else np.empty((rows, *g.shape), dtype) for g in program.carry_gradients]
-        layouts = self._layouts("backward", steps, rows, saved.threads, saved.xs, saved.ys, given, dxs)
+        dfixed = [np.zeros((run.rows, *g.shape), dtype) for g in program.fixed_gradients.values()]
+        sums = [[self._sum(v) for v in self.plan.phases.sums] for _ in range(run.threads)]
+        return Gradients(given, dxs, dfixed, sums), results
+
+    def go_back(
+        self, run: Run, dcarry: Sequence[Array | None], gradients: Gradients, later: bool = False
+    ) -> list[Array | None]:
+        """Run the steps backwards, whether or not `later` ones have been; the gradient of the carry before them."""
+        layouts = self._layouts("backward", run, gradients)
         pads = [layout.borrow(self.added) for layout in layouts]
         for layout, pad in zip(layouts, pads, strict=True):
             for ring, d in zip(pad.rings, dcarry, strict=True):
                 if ring is not None:
                     ring[0] = 0 if d is None else d[layout.start : layout.start + layout.rows]
-        sums = [[self._sum(v) for v in self.plan.phases.sums] for _ in layouts]
+        panels = [m.panels(run.invariants) for m in self.backward_matrices]
         arrays = [
-            *saved.init, *saved.xs, *saved.fixed, *saved.ys, *self._read(saved.invariants),
-            *[d for d in given if d is not None], *dxs, *dfixed.values(),
+            *run.init, *run.xs, *run.fixed, *run.ys, *self._read(run.invariants),
+            *[d for d in gradients.ys if d is not None], *gradients.xs, *gradients.fixed,
         ]  # fmt: skip
-        panels = [m.panels(saved.invariants) for m in self.backward_matrices]
-        addresses = [p.address for p in panels]
+        addresses = [int(run.start > 0), int(later), *[p.address for p in panels]]
 
         def bases(i: int) -> Array:
-            own = [*addresses, saved.history[i].address, pads[i].address]
-            return bases_of([*arrays, *sums[i], *pads[i].parts], own)
+            own = [*addresses, run.history[i].address, pads[i].address]
+            return bases_of([*arrays, *gradients.sums[i], *pads[i].parts], own)
 
         _launch(self.module.backward, self.backward_constants, layouts, bases)
+        dinit = [
+            None if g is None else np.empty((run.rows, *g.shape), self.dtype) for g in self.program.carry_gradients
+        ]
         for layout, pad in zip(layouts, pads, strict=True):
             for out, ring in zip(dinit, pad.rings, strict=True):
                 if out is not None and ring is not None:
-                    out[layout.start : layout.start + layout.rows] = ring[steps & 1]
+                    out[layout.start : layout.start + layout.rows] = ring[run.steps & 1]
             layout.give_back(pad)
-        for others in sums[1:]:
-            for total, part in zip(sums[0], others, strict=True):
+        return dinit
+
+    def end_back(
+        self, run: Run, dxs: list[Array], gradients: Gradients
+    ) -> tuple[dict[int, Array], dict[int, Array], dict[Any, Array]]:
+        """The gradients for xs, fixed inputs and captured tensors, when all steps are done."""
+        program = self.program
+        first, *others = gradients.sums
+        for sums in others:
+            for total, part in zip(first, sums, strict=True):
                 np.add(total, part, out=total)
-        known = Invariants(saved.invariants.captured)
-        known.update(saved.invariants)
-        known.update(zip(self.plan.phases.sums, sums[0], strict=True))
-        return dinit, results, dfixed, finish(program, self.plan.phases.post, known)
+        known = Invariants(run.invariants.captured)
+        known.update(run.invariants)
+        known.update(zip(self.plan.phases.sums, first, strict=True))
+        inputs = dict(zip(program.input_gradients, dxs, strict=True))
+        fixed = dict(zip(program.fixed_gradients, gradients.fixed, strict=True))
+        return inputs, fixed, finish(program, self.plan.phases.post, known)
 
     def _sum(self, value: Value) -> Array:
         if value.kind == "outer":
@@ -161,31 +219,23 @@ class Compiled:
 
     # ---- layouts -----------------------------------------------------------------------------------------------
 
-    def _threads(self, steps: int, rows: int) -> int:
+    def thread_count(self, steps: int, rows: int) -> int:
+        """How many threads share the rows."""
         return max(1, min(threads.get_num_threads(), rows)) if steps * rows * self.work > WORTH else 1
 
-    def _layouts(
-        self,
-        name: str,
-        steps: int,
-        rows: int,
-        count: int,
-        xs: Arrays,
-        ys: Arrays,
-        dys: Sequence[Array | None] = (),
-        dxs: Arrays = (),
-    ) -> list[Layout]:
+    def _layouts(self, name: str, run: Run, gradients: Gradients | None = None) -> list[Layout]:
         """A layout for each thread, kept for the next run of the same form."""
+        dys, dxs = ((), ()) if gradients is None else (gradients.ys, gradients.xs)
         key = (
-            name, steps, rows, count, tuple([a.strides for a in (*xs, *ys, *dxs)]),
+            name, run.steps, run.rows, run.threads, tuple([a.strides for a in (*run.xs, *run.ys, *dxs)]),
             tuple([None if d is None else d.strides for d in dys]),
         )  # fmt: skip
         found = self.layouts.get(key)
         if found is None:
             strides: dict[Any, Strides] = {}
-            for value, x in zip(self.xs, xs, strict=True):
+            for value, x in zip(self.xs, run.xs, strict=True):
                 strides["x", value.index] = strides_of(x, len(value.shape))
-            for i, y in enumerate(ys):
+            for i, y in enumerate(run.ys):
                 strides[f"ys{i}"] = strides_of(y, y.ndim - 2)
             for i, d in enumerate(dys):
                 if d is not None:
@@ -194,14 +244,13 @@ class Compiled:
                 strides[f"dx{i}"] = strides_of(dx, dx.ndim - 2)
             if len(self.layouts) > 64:
                 self.layouts.clear()
-            found = self.layouts[key] = self._new_layouts(name, steps, rows, count, strides)
+            found = self.layouts[key] = self._new_layouts(name, run.steps, run.rows, run.threads, strides)
         return found
 
     def _new_layouts(self, name: str, steps: int, rows: int, count: int, strides: dict[Any, Strides]) -> list[Layout]:
-        program, forward = self.program, self.plan.forward
-        half = forward if name == "forward" else self.plan.backward
+        program = self.program
         kernel = self.forward_kernel if name == "forward" else self.backward_kernel
-        assert half is not None and kernel is not None
+        assert kernel is not None
         matrices = [m.value for m in (self.forward_matrices if name == "forward" else self.backward_matrices)]
         order: list[Any] = [("carry", i) for i in range(len(program.carries))]
         order += [("x", v.index) for v in self.xs] + [("fixed", v.index) for v in self.fixed]
@@ -210,21 +259,41 @@ class Compiled:
             order += [key for key in strides if key[0] == "seed_y"] + [f"dx{i}" for i in program.input_gradients]
             order += [f"dfixed{i}" for i in program.fixed_gradients] + [("sum", v) for v in self.plan.phases.sums]
             order += [("part", v) for v in self.added]
+            order += ["earlier", "later"]
         order += [("weight", v) for v in matrices]
         bases = {key: i for i, key in enumerate([*order, "history", "temporary"])}
-        cuts = [rows * i // count for i in range(count + 1)]
-        layouts: list[Layout] = []
-        for start, stop in pairwise(cuts):
-            least = TALL if name == "forward" else self._deep()
-            block = max(1, min(steps, -(-least // (stop - start))))
+        spaces = self.spaces(name, steps, rows, count)
+        starts = accumulate([space.rows for space in spaces], initial=0)
+        return [
+            Layout(space, kernel, start, rows, bases, strides) for space, start in zip(spaces, starts, strict=False)
+        ]
+
+    def spaces(self, name: str, steps: int, rows: int, count: int) -> list[Space]:
+        """The memory of each thread, whose rows lie one after the other."""
+        forward = self.plan.forward
+        half = forward if name == "forward" else self.plan.backward
+        assert half is not None
+        block = min(steps, self.block(name, rows, count))
+        found: list[Space] = []
+        for start, stop in pairwise(rows * i // count for i in range(count + 1)):
             scratch = self._scratch(stop - start, block) if name == "backward" else 0
-            layouts.append(
-                Layout(
-                    program, half, forward.places, kernel, steps, stop - start, start, block, bases, strides, rows,
-                    scratch,
-                )
-            )  # fmt: skip
-        return layouts
+            found.append(Space(self.program, half, forward.places, steps, stop - start, block, scratch))
+        return found
+
+    def block(self, name: str, rows: int, count: int) -> int:
+        """How many steps are done at once outside of the loop over steps; backward it is a multiple of forward's.
+
+        Cuts between blocks lie at multiples of it, wherever a run begins, so that sums are added up in the same order.
+        """
+        most = -(-rows // count) * self.inner  # of a thread
+        block = -(-TALL // most)
+        return block if name == "forward" else block * -(-self._deep() // (most * block))
+
+    @cached_property
+    def inner(self) -> int:
+        """How many rows a batch row has in every product: one, but where rows meet, so that all are taken for one."""
+        operands = [v.args[0] for v in (*self.plan.phases.forward, *self.plan.sums) if v.kind in ("product", "outer")]
+        return min((v.size // v.shape[-1] for v in operands), default=1)
 
     def _deep(self) -> int:
         """How many rows a weight gradient's product sums over at a time: more where the gradient leaves the cache."""
@@ -352,4 +421,6 @@ def pooled(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     nbytes = dtype.itemsize
     for n in shape:
         nbytes *= n
-    return np.empty(shape, dtype) if nbytes < LARGE else np.asarray(_Held(workspace.take(nbytes), shape, dtype))
+    if nbytes < LARGE:
+        return np.empty(shape, dtype)
+    return np.asarray(_Held(workspace.take(nbytes, counted=False), shape, dtype))

@@ -113,13 +113,19 @@ class Tape:
             sources = dict(sources.named_parameters())
         return unflatten(sources, gradient_of(target, flatten(sources), gradient, retain_graph, create_graph))
 
+    @property
+    def nbytes(self) -> int:
+        """What all records keep alive for their derivatives, in bytes; parameters are not counted."""
+        buffers: dict[int, int] = {}
+        for record in self.records:
+            buffers.update(kept_buffers(record.node))
+        return sum(buffers.values())
+
     def __str__(self) -> str:
         rows = [("number", "step", "op", "shapes", "kept", "line")]
-        buffers: dict[int, int] = {}
         for record in self.records:
             node = record.node
             kept = kept_buffers(node)
-            buffers.update(kept)
             came = ", ".join("·" if p is None else str(p.shape) for p in node.parents or ())
             step = "" if node.step is None else str(node.step)
             freed = "freed" if node.parents is None else f"{sum(kept.values()):,} B"
@@ -128,7 +134,7 @@ class Tape:
             rows.append((str(node.number), step, node.name, f"{came} -> {node.shape}", freed, source[:70]))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        total = f"{len(self.records)} records keep {sum(buffers.values()):,} bytes (parameters not counted)"
+        total = f"{len(self.records)} records keep {self.nbytes:,} bytes (parameters not counted)"
         return "\n".join([*lines, total])
 
 
@@ -136,12 +142,15 @@ def kept_buffers(node: Node) -> dict[int, int]:
     """What a node keeps alive: bytes by buffer, so that what two nodes share can be counted once.
 
     Memory that belongs to a leaf, or is a view of a leaf's, is not counted: it is there with the tape or without it.
+    What is kept and is no array, such as the state of a kernel, tells of its memory by a method of this name.
     """
     buffers: dict[int, int] = {}
     if node.op is None or not node.kept:
         return buffers
     watched = iter(node.watched or ())
     for source, value in zip(node.op.sources, node.kept, strict=True):
+        if hasattr(value, "kept_buffers"):
+            buffers.update(value.kept_buffers())
         for array in value if source == ALL_ARGUMENTS else (value,):
             storage = next(watched, None) if source >= 0 or source == ALL_ARGUMENTS else None
             if storage is None and is_array(array):

@@ -59,7 +59,7 @@ class Usage:
     Attributes
     ----------
     in_use : int
-        What live blocks were asked for, each rounded up to 64 bytes.
+        What live blocks were asked for, each rounded up to 64 bytes; those that hold results do not count.
     idle : int
         What is held for later.
     peak : int
@@ -85,8 +85,9 @@ class _Pool:
         self._idle_bytes = self._in_use = self._peak = 0
         self._limit = _default_limit()
 
-    def take(self, asked: int) -> _Chunk:
-        capacity = _capacity(asked)
+    def take(self, nbytes: int, asked: int) -> _Chunk:
+        """Memory of at least `nbytes`, of which `asked` count."""
+        capacity = _capacity(nbytes)
         with self.lock:
             if self._returned:
                 self._settle()
@@ -110,7 +111,7 @@ class _Pool:
 
     def put(self, chunk: _Chunk, asked: int) -> None:
         self._returned.append((chunk, asked))
-        if asked > _SMALL or len(self._returned) > _MANY:  # a few small ones may wait for the next who comes
+        if chunk.size > _SMALL or len(self._returned) > _MANY:  # a few small ones may wait for the next who comes
             self._settle_if_free()
 
     def usage(self) -> Usage:
@@ -201,12 +202,12 @@ class Block:
         What was asked for.
     """
 
-    __slots__ = ("address", "nbytes", "_chunk", "__weakref__")
+    __slots__ = ("address", "nbytes", "_asked", "_chunk", "__weakref__")
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, nbytes: int, counted: bool = True) -> None:
         self._chunk: _Chunk | None = None
-        self.nbytes = nbytes
-        self._chunk = _pool.take(nbytes + -nbytes % ALIGNMENT)
+        self.nbytes, self._asked = nbytes, nbytes + -nbytes % ALIGNMENT if counted else 0
+        self._chunk = _pool.take(nbytes, self._asked)
         self.address: int = self._chunk.address
 
     @property
@@ -236,21 +237,27 @@ class Block:
         """Give the memory back now. Arrays in it must not be used any more; a second release does nothing."""
         chunk, self._chunk = self._chunk, None
         if chunk is not None:
-            _pool.put(chunk, self.nbytes + -self.nbytes % ALIGNMENT)
+            _pool.put(chunk, self._asked)
 
     def __del__(self) -> None:
         self.release()
 
 
-def take(nbytes: int) -> Block:
+def take(nbytes: int, counted: bool = True) -> Block:
     """A block of at least `nbytes` bytes, not cleared.
+
+    Parameters
+    ----------
+    nbytes : int
+    counted : bool
+        Whether it is working memory, which `usage` tells; False for results. Default True.
 
     Raises
     ------
     MemoryError
         If there is not so much, even after all idle memory was freed.
     """
-    return Block(nbytes)
+    return Block(nbytes, counted)
 
 
 def set_workspace_limit(nbytes: int) -> None:

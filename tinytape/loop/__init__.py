@@ -1,1 +1,5 @@
-"""Loops over time."""
+"""Loops over time, and what to keep of them for the way back."""
+
+from .budget import Plan, plan
+
+__all__ = ["Plan", "plan"]

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Literal, cast
 
 import numpy as np
 
-from .. import recompute
 from ..engine.errors import DTypeError, InputError, ShapeError
 from ..engine.tape import here
 from ..engine.tensor import Tensor
 from ..engine.tree import flatten, map_leaves, unflatten
 from ..ops.shape import stack, unstack
+from ..recompute import keeps_calls
+from .budget import Plan, as_plan, check_checkpoint, plan
+from .checkpointed import Checkpointed, Inputs
+from .probes import probed, watching
 from .switch import may_compile
 
 __all__ = ["Loop", "eager", "leaf_names", "scan"]
@@ -32,7 +36,7 @@ def scan(
     length: int | None = None,
     reverse: bool = False,
     *,
-    checkpoint: int | None = None,
+    checkpoint: int | str | Plan | None = None,
     lookback: int | None = None,
     compiled: bool | Literal["auto"] = "auto",
 ) -> tuple[Any, Any]:
@@ -63,9 +67,12 @@ def scan(
         The number of steps, where xs does not tell; where both do, they must agree.
     reverse : bool
         Go from the last step to the first. ys are in the order of xs all the same. Default False.
-    checkpoint : int, optional
-        Keep the carry of every so many steps only, and compute what lies between again in the backward walk
-        (Chen et al. 2016). Default None: keep everything.
+    checkpoint : int, str or Plan, optional
+        What to keep for the backward walk; the rest is computed again from there. A size such as "64 MB": as much
+        as fits, with the fewest steps run again. "sqrt": the least with which no step is run more than twice.
+        "auto": everything, if it fits in a quarter of the machine's memory. n: the carry of every n steps. A plan
+        made by `tt.loop.plan`. Default None: everything. f must compute the same thing every time; draws of
+        `tinytape.random` are repeated.
     lookback : int, optional
         Let gradients flow back through so many steps only: y of a step, and the last carry, depend differentiably on
         the last `lookback` inputs, their own included, and on what the steps in between take from outside. The carry
@@ -98,20 +105,53 @@ def scan(
     _check_options(f, checkpoint, lookback, compiled)
     init, xs = unflatten(init, _tensors("init", init)), unflatten(xs, _tensors("xs", xs))
     steps = _steps(xs, length)
-    plain = checkpoint is None and lookback is None
-    found = by_kernels(f, init, xs, steps, reverse, compiled) if plain and compiled is not False else None
-    return found or eager(f, init, xs, steps, reverse, checkpoint, lookback)
+    if watching() is not None and lookback is None:
+        f, xs = _watched(f, init, xs, steps, reverse)
+    if lookback is None and compiled is not False:
+        found = by_kernels(f, init, xs, steps, reverse, compiled, checkpoint)
+        if found is not None:
+            return found
+    if checkpoint is not None:
+        return _checkpointed(f, init, xs, steps, reverse, checkpoint)
+    return eager(f, init, xs, steps, reverse, lookback)
+
+
+def _watched(f: Function, init: Any, xs: Any, steps: int, reverse: bool) -> tuple[Function, Any]:
+    """The step and the inputs of a scan that somebody watches."""
+    watch, name = watching(), getattr(f, "__name__", type(f).__name__)
+    assert watch is not None
+    own = getattr(f, "has_probes", False)  # a layer's step, which knows better where they belong
+    probes = None if own else watch.probes(f, name, leaf_names("carry", init), init, steps, reverse)
+    if probes is None:
+        return watch.step(f) or f, xs
+
+    def step(carry: Any, given: Any) -> Any:
+        x, these = given
+        pair = f(carry, x)
+        if not (isinstance(pair, tuple | list) and len(cast(Any, pair)) == 2):
+            return cast(Any, pair)  # the loop refuses it, and says why
+        after, y = cast(Any, pair)
+        return probed(after, y, these)
+
+    step.__name__ = name
+    return step, (xs, probes)
 
 
 def by_kernels(
-    f: Function, init: Any, xs: Any, steps: int, reverse: bool, compiled: bool | Literal["auto"] = "auto"
+    f: Function,
+    init: Any,
+    xs: Any,
+    steps: int,
+    reverse: bool,
+    compiled: bool | Literal["auto"] = "auto",
+    checkpoint: int | str | Plan | None = None,
 ) -> tuple[Any, Any] | None:
     """A scan as kernels, or None where it has to be taken step by step; init and xs are nests of Tensors that fit."""
     if compiled == "auto" and not may_compile():
         return None
     from ..compile import attempt  # brings Numba, which is slow to import
 
-    found = attempt.attempt(f, init, xs, steps, reverse, eager)
+    found = attempt.attempt(f, init, xs, steps, reverse, eager, checkpoint)
     if isinstance(found, attempt.NotLowerable):
         attempt.refuse(f, found) if compiled is True else attempt.tell(f, found)
         return None
@@ -135,24 +175,42 @@ def _explain(f: Function, init: Any, xs: Any, length: int | None = None) -> Any:
 scan.explain = _explain  # pyright: ignore[reportFunctionMemberAccess]
 
 
+def _plan(f: Function, init: Any, xs: Any, length: int | None = None, budget: int | str = "auto") -> Plan:
+    """What `scan` would keep, and run again, within a budget: a `Plan`, to be printed, or passed as ``checkpoint=``.
+
+    Nothing is run but a trace of f, or, where f cannot be compiled, two of its steps. Parameters are those of `scan`
+    and of `tt.loop.plan`.
+    """
+    _check_options(f, None, None, "auto")
+    init, xs = unflatten(init, _tensors("init", init)), unflatten(xs, _tensors("xs", xs))
+    steps = _steps(xs, length)
+    if may_compile():
+        from ..compile import attempt
+
+        priced = attempt.price(f, init, xs, steps, budget)
+        if priced is not None:
+            return priced
+    run = Checkpointed(Loop(f, init, xs, Inputs(flatten(xs), steps)), flatten(init), range(steps), lambda: (init, xs))
+    return plan(steps, run.step_bytes(), run.carry_bytes(), budget)
+
+
+scan.plan = _plan  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def eager(
     f: Function,
     init: Any,
     xs: Any,
     steps: int,
     reverse: bool = False,
-    checkpoint: int | None = None,
     lookback: int | None = None,
 ) -> tuple[Any, Any]:
     """What `scan` means, step by step; init and xs are nests of Tensors that fit."""
     columns = [unstack(x, axis=0) for x in flatten(xs)]
     inputs = list(zip(*columns, strict=True)) if columns else [()] * steps
-    order = list(range(steps))[:: -1 if reverse else 1]
+    order = range(steps)[:: -1 if reverse else 1]
     loop = Loop(f, init, xs, inputs)
-    if lookback is not None:
-        carry, outputs = _looking_back(loop, init, order, lookback)
-    else:
-        carry, outputs = _in_blocks(loop, init, order, checkpoint)
+    carry, outputs = loop.steps(init, order) if lookback is None else _looking_back(loop, init, order, lookback)
     if reverse:
         outputs.reverse()
     form = cast(_Form, loop.y)
@@ -195,19 +253,20 @@ class Loop:
         return carried, self.y.leaves_of(y, t)
 
 
-def _in_blocks(loop: Loop, init: Any, order: list[int], size: int | None) -> tuple[Any, list[list[Tensor]]]:
-    """Steps in blocks that keep nothing but their first carry; None: one block, which keeps everything."""
-    if size is None:
-        return loop.steps(init, order)
-    carry, outputs = init, list[list[Tensor]]()
-    block = recompute.checkpoint(loop.steps)
-    for i in range(0, len(order), size):
-        carry, put_out = block(carry, order[i : i + size])
-        outputs += put_out
-    return carry, outputs
+def _checkpointed(f: Function, init: Any, xs: Any, steps: int, reverse: bool, checkpoint: int | str | Plan) -> Any:
+    """A scan that keeps less than everything."""
+    definition = partial(eager, f, init, xs, steps, reverse)
+    context = here.context
+    if not context.recording or keeps_calls(context.tape):
+        return definition()
+    loop = Loop(f, init, xs, Inputs(flatten(xs), steps))
+    run = Checkpointed(loop, flatten(init), range(steps)[:: -1 if reverse else 1], definition)
+    priced = (run.step_bytes(), run.carry_bytes()) if isinstance(checkpoint, str) else (0, 0)
+    chosen = as_plan(checkpoint, steps, *priced)
+    return run.run(chosen) if chosen.slots else definition()
 
 
-def _looking_back(loop: Loop, init: Any, order: list[int], lookback: int) -> tuple[Any, list[list[Tensor]]]:
+def _looking_back(loop: Loop, init: Any, order: Sequence[int], lookback: int) -> tuple[Any, list[list[Tensor]]]:
     """Every step's outputs from the carry `lookback` steps before, which is cut off from what made it."""
     carry, outputs = init, list[list[Tensor]]()
     starts = deque([init], maxlen=lookback)  # the carries before the last steps
@@ -325,16 +384,15 @@ def _kind(value: Any) -> str:
 def _check_options(f: Any, checkpoint: Any, lookback: Any, compiled: Any) -> None:
     if not callable(f):
         raise InputError(f"scan: f is {_kind(f)}.", "pass a function, f(carry, x) -> (carry, y).")
-    for name, value in (("checkpoint", checkpoint), ("lookback", lookback)):
-        if value is not None and not _is_count(value):
-            raise InputError(f"scan: {name} is {value!r}.", "pass a number of steps, 1 or more, or None.")
+    if lookback is not None and not _is_count(lookback):
+        raise InputError(f"scan: lookback is {lookback!r}.", "pass a number of steps, 1 or more, or None.")
+    check_checkpoint("scan", checkpoint)
     if not (isinstance(compiled, bool) or (isinstance(compiled, str) and compiled == "auto")):
         raise InputError(f"scan: compiled is {compiled!r}.", "pass 'auto', True or False.")
     if checkpoint is not None and lookback is not None:
         raise InputError("scan: both checkpoint and lookback are given.", "pass one of them.")
-    if compiled is True and not (checkpoint is None and lookback is None):
-        given = "checkpoint" if lookback is None else "lookback"
-        raise InputError(f"scan: compiled=True with {given}, which runs step by step.", "leave compiled at 'auto'.")
+    if compiled is True and lookback is not None:
+        raise InputError("scan: compiled=True with lookback, which runs step by step.", "leave compiled at 'auto'.")
 
 
 def _steps(xs: Any, length: int | None) -> int:

@@ -3,7 +3,9 @@
 Predictions and targets must have one shape and one dtype: broadcasting ``(N, 1)`` against ``(N,)`` silently is how
 models learn the mean. Classes are on the last axis. `reduction` is "mean", "sum" or "none".
 
-To leave out padding, give `mse_loss` or `l1_loss` a `weight` of 0 there: the mean then divides by the weights' sum.
+`mask` leaves out padding: bools, of input's shape or of its first axes, (T, B) beside predictions (T, B, F). What it
+leaves out does not count, whatever stands there, and gets no gradient; the mean over nothing is 0.
+In `nll_loss` and `cross_entropy`, a target of `ignore_index` does the same.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ __all__ = [
 Reduction = Literal["mean", "sum", "none"]
 
 
-def mse_loss(input: Any, target: Any, reduction: Reduction = "mean", weight: Any = None) -> Tensor:
+def mse_loss(input: Any, target: Any, reduction: Reduction = "mean", weight: Any = None, mask: Any = None) -> Tensor:
     """Squared error, ``(input - target)²``.
 
     Parameters
@@ -44,7 +46,9 @@ def mse_loss(input: Any, target: Any, reduction: Reduction = "mean", weight: Any
     input, target : Tensor or array of one shape and dtype
     reduction : {"mean", "sum", "none"}
     weight : array of the same shape, optional
-        Each element's weight; "mean" divides by their sum.
+        Each element's weight; "mean" divides by their sum, and is 0 where that is 0.
+    mask : bools, of the same shape or of its first axes, optional
+        Which elements count. Default: all.
 
     Raises
     ------
@@ -52,39 +56,48 @@ def mse_loss(input: Any, target: Any, reduction: Reduction = "mean", weight: Any
         If shapes or dtypes differ.
     """
     _check_pair("mse_loss", input, target)
-    return _reduce("mse_loss", square(input - target), reduction, weight)
+    flags, input, target = _counting("mse_loss", mask, input, target)
+    return _reduce("mse_loss", square(input - target), reduction, weight, flags)
 
 
-def l1_loss(input: Any, target: Any, reduction: Reduction = "mean", weight: Any = None) -> Tensor:
+def l1_loss(input: Any, target: Any, reduction: Reduction = "mean", weight: Any = None, mask: Any = None) -> Tensor:
     """Absolute error, ``|input - target|``. Parameters and errors as for `mse_loss`."""
     _check_pair("l1_loss", input, target)
-    return _reduce("l1_loss", absolute(input - target), reduction, weight)
+    flags, input, target = _counting("l1_loss", mask, input, target)
+    return _reduce("l1_loss", absolute(input - target), reduction, weight, flags)
 
 
 def huber_loss(
-    input: Any, target: Any, reduction: Reduction = "mean", delta: float = 1.0, weight: Any = None
+    input: Any, target: Any, reduction: Reduction = "mean", delta: float = 1.0, weight: Any = None, mask: Any = None
 ) -> Tensor:
     """``e² / 2`` where ``|e| <= delta``, else ``delta (|e| - delta / 2)`` (Huber 1964).
 
-    Parameters and errors as for `mse_loss`, but "mean" divides by the number of elements also where there are weights,
-    as PyTorch's does; `delta` is positive.
+    Parameters and errors as for `mse_loss`, but "mean" divides by the number of elements that count also where there
+    are weights, as PyTorch's does; `delta` is positive.
     """
     _check_pair("huber_loss", input, target)
-    _check_positive("huber_loss", "delta", delta)
+    if not delta > 0:
+        raise InputError(f"huber_loss: delta is {delta}.", "pass a positive number.")
+    flags, input, target = _counting("huber_loss", mask, input, target)
     error = input - target
     far = absolute(error)
     loss = where(far <= delta, 0.5 * square(error), delta * (far - 0.5 * delta))
-    return _reduce("huber_loss", loss if weight is None else loss * _full_weight("huber_loss", weight, loss), reduction)
+    loss = loss if weight is None else loss * _full_weight("huber_loss", weight, loss)
+    return _reduce("huber_loss", loss, reduction, None, flags)
 
 
-def smooth_l1_loss(input: Any, target: Any, reduction: Reduction = "mean", beta: float = 1.0) -> Tensor:
+def smooth_l1_loss(
+    input: Any, target: Any, reduction: Reduction = "mean", beta: float = 1.0, mask: Any = None
+) -> Tensor:
     """`huber_loss` with ``delta = beta``, divided by beta; beta 0 gives `l1_loss`."""
     if beta == 0:
-        return l1_loss(input, target, reduction)
-    return huber_loss(input, target, reduction, beta) / beta
+        return l1_loss(input, target, reduction, mask=mask)
+    return huber_loss(input, target, reduction, beta, mask=mask) / beta
 
 
-def pinball_loss(input: Any, target: Any, quantile: float | Sequence[float], reduction: Reduction = "mean") -> Tensor:
+def pinball_loss(
+    input: Any, target: Any, quantile: float | Sequence[float], reduction: Reduction = "mean", mask: Any = None
+) -> Tensor:
     """Quantile loss ``max(q e, (q - 1) e)`` with ``e = target - input`` (Koenker & Bassett 1978).
 
     Parameters
@@ -95,7 +108,8 @@ def pinball_loss(input: Any, target: Any, quantile: float | Sequence[float], red
     quantile : float or sequence of float
         Between 0 and 1.
     reduction : {"mean", "sum", "none"}
-        The mean is over all elements, the quantiles' axis among them.
+        The mean is over all elements that count, the quantiles' axis among them.
+    mask : bools, optional
     """
     q: Any = quantile
     if isinstance(quantile, Sequence | np.ndarray):
@@ -113,18 +127,15 @@ def pinball_loss(input: Any, target: Any, quantile: float | Sequence[float], red
         _check_pair("pinball_loss", input, target)
     if not np.all((np.asarray(q) > 0) & (np.asarray(q) < 1)):
         raise InputError(f"pinball_loss: quantile is {quantile}.", "quantiles lie between 0 and 1.")
+    flags, input, target = _counting("pinball_loss", mask, input, target)
     error = target - input
-    return _reduce("pinball_loss", where(error >= 0, q * error, (q - 1) * error), reduction)
+    return _reduce("pinball_loss", where(error >= 0, q * error, (q - 1) * error), reduction, None, flags)
 
 
 def gaussian_nll_loss(
-    input: Any,
-    target: Any,
-    var: Any,
-    full: bool = False,
-    eps: float = 1e-6,
-    reduction: Reduction = "mean",
-) -> Tensor:
+    input: Any, target: Any, var: Any, full: bool = False, eps: float = 1e-6, reduction: Reduction = "mean",
+    mask: Any = None,
+) -> Tensor:  # fmt: skip
     """``(log var + (input - target)² / var) / 2``: minus the log density of a normal distribution (Nix & Weigend 1994).
 
     Parameters
@@ -138,6 +149,7 @@ def gaussian_nll_loss(
     eps : float
         Variances below are taken as `eps`; their gradient passes as if they were not. Default 1e-6.
     reduction : {"mean", "sum", "none"}
+    mask : bools, optional
 
     Raises
     ------
@@ -155,17 +167,22 @@ def gaussian_nll_loss(
             f"gaussian_nll_loss: var has shape {var.shape}, input has {input.shape}.",
             f"var has input's shape, or {input.shape[:-1]}, one for each row.",
         )
+    flags, input, target = _counting("gaussian_nll_loss", mask, input, target)
+    if flags is not None:
+        var = where(flags, var, True)
     values = var.detach() if isinstance(var, Tensor) else var
     if (values < 0).any():
         raise InputError("gaussian_nll_loss: var has negative entries.", "predict log(var) and pass its exp.")
     var = var + (maximum(values, eps) - values)
     loss = 0.5 * (log(var) + square(input - target) / var)
-    return _reduce("gaussian_nll_loss", loss + 0.5 * math.log(2 * math.pi) if full else loss, reduction)
+    loss = loss + 0.5 * math.log(2 * math.pi) if full else loss
+    return _reduce("gaussian_nll_loss", loss, reduction, None, flags)
 
 
 def binary_cross_entropy_with_logits(
-    input: Any, target: Any, weight: Any = None, reduction: Reduction = "mean", pos_weight: Any = None
-) -> Tensor:
+    input: Any, target: Any, weight: Any = None, reduction: Reduction = "mean", pos_weight: Any = None,
+    mask: Any = None,
+) -> Tensor:  # fmt: skip
     """``-(p y log σ(x) + (1 - y) log(1 - σ(x)))``, computed without overflow.
 
     Parameters
@@ -173,17 +190,20 @@ def binary_cross_entropy_with_logits(
     input, target : Tensor or array of one shape and dtype
         Logits x, and labels y between 0 and 1.
     weight : array, optional
-        Multiplies each element's loss; broadcast. The mean divides by the number of elements, as PyTorch's does.
+        Multiplies each element's loss; broadcast. The mean divides by the number of elements that count, as PyTorch's.
     reduction : {"mean", "sum", "none"}
     pos_weight : array, optional
         The factor p of the positive labels; broadcast.
+    mask : bools, optional
     """
     what = "binary_cross_entropy_with_logits"
     _check_pair(what, input, target)
+    flags, input, target = _counting(what, mask, input, target)
     minus_log_sigma = softplus(-input)
     factor = 1.0 if pos_weight is None else 1 + (_weights(what, "pos_weight", pos_weight, input) - 1) * target
     loss = (1 - target) * input + factor * minus_log_sigma
-    return _reduce(what, loss if weight is None else loss * _weights(what, "weight", weight, input), reduction)
+    loss = loss if weight is None else loss * _weights(what, "weight", weight, input)
+    return _reduce(what, loss, reduction, None, flags)
 
 
 def nll_loss(
@@ -255,11 +275,6 @@ def _check_pair(what: str, input: Any, target: Any) -> None:
         )
 
 
-def _check_positive(what: str, name: str, value: float) -> None:
-    if not value > 0:
-        raise InputError(f"{what}: {name} is {value}.", "pass a positive number.")
-
-
 def _weights(what: str, name: str, weight: Any, input: Any) -> Any:
     """A weight as constants of input's dtype, which broadcast to its shape and not the other way round."""
     values = weight.data if isinstance(weight, Tensor) else np.asarray(weight)
@@ -291,14 +306,35 @@ def _class_weights(what: str, weight: Any, classes: int) -> Any:
     return values
 
 
-def _reduce(what: str, loss: Any, reduction: str, weight: Any = None) -> Tensor:
+def _counting(what: str, mask: Any, input: Any, target: Any) -> tuple[Any, Any, Any]:
+    """A mask as flags that broadcast to input's shape, and both arrays with zeros where it is False."""
+    if mask is None:
+        return None, input, target
+    values = mask.data if isinstance(mask, Tensor) else np.asarray(mask)
+    if values.dtype != np.bool_:
+        raise DTypeError(f"{what}: mask is {values.dtype}.", "pass bools: mask.astype(bool).")
+    if values.shape != input.shape[: values.ndim]:
+        raise ShapeError(
+            f"{what}: mask has shape {values.shape}, input has {input.shape}.",
+            "pass one of input's shape, or of its first axes.",
+        )
+    flags = values.reshape(values.shape + (1,) * (input.ndim - values.ndim)).copy()  # the tape keeps it
+    return flags, where(flags, input, False), where(flags, target, False)
+
+
+def _reduce(what: str, loss: Any, reduction: str, weight: Any = None, flags: Any = None) -> Tensor:
     check_choice(what, "reduction", reduction, ("mean", "sum", "none"))
+    count = None
     if weight is not None:
         values = _full_weight(what, weight, loss)
         loss = loss * values
-        if reduction == "mean":
-            return total(loss) / values.sum()
-    return loss if reduction == "none" else mean(loss) if reduction == "mean" else total(loss)
+        count = np.sum(values, where=True if flags is None else flags)
+    if flags is not None:
+        loss = where(flags, loss, False)
+        count = np.count_nonzero(np.broadcast_to(flags, loss.shape)) if count is None else count
+    if reduction != "mean":
+        return loss if reduction == "none" else total(loss)
+    return mean(loss) if count is None else total(loss) / (count if count else 1)
 
 
 # ---- modules --------------------------------------------------------------------------------------------------------
@@ -310,8 +346,8 @@ class MSELoss(Module):
     def __init__(self, reduction: Reduction = "mean") -> None:
         self.reduction: Reduction = reduction
 
-    def forward(self, input: Any, target: Any) -> Tensor:
-        return mse_loss(input, target, self.reduction)
+    def forward(self, input: Any, target: Any, mask: Any = None) -> Tensor:
+        return mse_loss(input, target, self.reduction, mask=mask)
 
 
 class L1Loss(Module):
@@ -320,8 +356,8 @@ class L1Loss(Module):
     def __init__(self, reduction: Reduction = "mean") -> None:
         self.reduction: Reduction = reduction
 
-    def forward(self, input: Any, target: Any) -> Tensor:
-        return l1_loss(input, target, self.reduction)
+    def forward(self, input: Any, target: Any, mask: Any = None) -> Tensor:
+        return l1_loss(input, target, self.reduction, mask=mask)
 
 
 class HuberLoss(Module):
@@ -331,8 +367,8 @@ class HuberLoss(Module):
         self.reduction: Reduction = reduction
         self.delta = delta
 
-    def forward(self, input: Any, target: Any) -> Tensor:
-        return huber_loss(input, target, self.reduction, self.delta)
+    def forward(self, input: Any, target: Any, mask: Any = None) -> Tensor:
+        return huber_loss(input, target, self.reduction, self.delta, mask=mask)
 
 
 class SmoothL1Loss(Module):
@@ -342,8 +378,8 @@ class SmoothL1Loss(Module):
         self.reduction: Reduction = reduction
         self.beta = beta
 
-    def forward(self, input: Any, target: Any) -> Tensor:
-        return smooth_l1_loss(input, target, self.reduction, self.beta)
+    def forward(self, input: Any, target: Any, mask: Any = None) -> Tensor:
+        return smooth_l1_loss(input, target, self.reduction, self.beta, mask=mask)
 
 
 class PinballLoss(Module):
@@ -353,8 +389,8 @@ class PinballLoss(Module):
         self.quantile = quantile
         self.reduction: Reduction = reduction
 
-    def forward(self, input: Any, target: Any) -> Tensor:
-        return pinball_loss(input, target, self.quantile, self.reduction)
+    def forward(self, input: Any, target: Any, mask: Any = None) -> Tensor:
+        return pinball_loss(input, target, self.quantile, self.reduction, mask=mask)
 
 
 class GaussianNLLLoss(Module):
@@ -364,8 +400,8 @@ class GaussianNLLLoss(Module):
         self.full, self.eps = full, eps
         self.reduction: Reduction = reduction
 
-    def forward(self, input: Any, target: Any, var: Any) -> Tensor:
-        return gaussian_nll_loss(input, target, var, self.full, self.eps, self.reduction)
+    def forward(self, input: Any, target: Any, var: Any, mask: Any = None) -> Tensor:
+        return gaussian_nll_loss(input, target, var, self.full, self.eps, self.reduction, mask=mask)
 
 
 class BCEWithLogitsLoss(Module):
@@ -379,8 +415,8 @@ class BCEWithLogitsLoss(Module):
         self.register_buffer("pos_weight", pos_weight)
         self.reduction: Reduction = reduction
 
-    def forward(self, input: Any, target: Any) -> Tensor:
-        return binary_cross_entropy_with_logits(input, target, self.weight, self.reduction, self.pos_weight)
+    def forward(self, input: Any, target: Any, mask: Any = None) -> Tensor:
+        return binary_cross_entropy_with_logits(input, target, self.weight, self.reduction, self.pos_weight, mask)
 
 
 class NLLLoss(Module):
@@ -403,11 +439,7 @@ class CrossEntropyLoss(Module):
     weight: Buffer | None
 
     def __init__(
-        self,
-        weight: Any = None,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean",
-        label_smoothing: float = 0.0,
+        self, weight: Any = None, ignore_index: int = -100, reduction: Reduction = "mean", label_smoothing: float = 0.0
     ) -> None:
         self.register_buffer("weight", weight)
         self.ignore_index, self.label_smoothing = ignore_index, label_smoothing

@@ -14,7 +14,7 @@ The state is an argument and a result, never kept in a layer.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -22,9 +22,12 @@ import numpy.typing as npt
 
 from ..compile.captures import Captures
 from ..engine.errors import InputError, ShapeError
+from ..engine.tape import here
 from ..engine.tensor import Tensor
 from ..engine.tree import flatten, unflatten
-from ..loop.scan import by_kernels, eager, scan
+from ..loop.budget import Plan, check_checkpoint
+from ..loop.probes import watching
+from ..loop.scan import by_kernels, eager, leaf_names, scan
 from ..ops.shape import broadcast_to, concatenate, expand_dims, reshape, squeeze, stack, unstack
 from ..random import Generator, check_probability
 from . import functional as F
@@ -37,23 +40,43 @@ __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
 
 
 Equation: TypeAlias = Callable[[Weights], tuple[Prepare, Step]]
+Checkpoint: TypeAlias = int | str | Plan | None
 
 
 def _over_time(
-    name: str, equation: Equation, weights: Weights, state: State, inputs: Inputs, reverse: bool
+    name: str,
+    equation: Equation,
+    weights: Weights,
+    state: State,
+    inputs: Inputs,
+    reverse: bool,
+    checkpoint: Checkpoint,
 ) -> tuple[State, Tensor]:
     """A direction's last state and outputs."""
     steps = len(inputs.x)
     step = _step_of(name, equation, weights)
+    watch = watching()
+    other = None if watch is None else watch.step(step)
+    if other is not None:
+        return eager(other, state, inputs, steps, reverse)
     tensors = [w for w in weights if w is not None]
     if len(set(map(id, tensors))) == len(tensors):  # tied ones are found by looking through
         step.captures = Captures(_key(equation, weights), tensors, True)
-    found = by_kernels(step, state, inputs, steps, reverse)
+    found = by_kernels(step, state, inputs, steps, reverse, "auto", checkpoint)
+    if found is None and checkpoint is not None:
+        return scan(step, state, inputs, reverse=reverse, checkpoint=checkpoint, compiled=False)
     if found is None:
         prepare, go = equation(weights)
         hoisted = _step_of(name, lambda weights: (lambda x: x, go), weights)
         found = eager(hoisted, state, inputs._replace(x=prepare(inputs.x)), steps, reverse)
     return found
+
+
+def _watched(owner: Module, name: str, labels: Iterable[str], state: Any, inputs: Inputs, reverse: bool) -> Inputs:
+    """The inputs of a loop that somebody watches, with probes."""
+    watch = watching()
+    assert watch is not None
+    return inputs._replace(probes=watch.probes(owner, name, tuple(labels), state, len(inputs.x), reverse))
 
 
 def _key(equation: Equation, weights: Weights) -> Any:
@@ -88,18 +111,28 @@ def _step_of_cell(cell: Module) -> Any:
             )
         return end(before, unflatten(before, leaves), leaves[0], now)
 
-    step.__name__ = name
-    return step
+    found: Any = step
+    found.__name__, found.has_probes = name, True
+    return found
 
 
 def _apart(part: Tensor) -> tuple[Tensor, ...]:
     """Along axis 0; of a single layer as a view, which is what counts where one token is taken at a time."""
-    return (squeeze(part, axis=0),) if len(part) == 1 else unstack(part, axis=0)
+    if len(part.raw) > 1:
+        return unstack(part, axis=0)
+    if part.node is None and here.context.tape is None:  # an op would only do the same
+        return (Tensor.of(part.raw[0], None, part.storage),)
+    return (squeeze(part, axis=0),)
 
 
 def _together(parts: tuple[Tensor, ...]) -> Tensor:
     """The inverse of `_apart`."""
-    return reshape(parts[0], (1, *parts[0].shape)) if len(parts) == 1 else stack(parts)
+    part = parts[0]
+    if len(parts) > 1:
+        return stack(parts)
+    if part.node is None and here.context.tape is None:
+        return Tensor.of(part.raw[None], None, part.storage)
+    return reshape(part, (1, *part.raw.shape))
 
 
 class _Layers(Module):
@@ -117,10 +150,12 @@ class _Layers(Module):
         bidirectional: bool,
         proj_size: int,
         learn_initial_state: bool,
+        checkpoint: Checkpoint,
         generator: Generator | None,
         dtype: npt.DTypeLike | None,
     ) -> None:
         what = type(self).__name__
+        check_checkpoint(what, checkpoint)
         check_sizes(what, 1, input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         check_sizes(what, 0, proj_size=proj_size)
         check_probability(f"{what}, dropout", dropout)
@@ -136,6 +171,7 @@ class _Layers(Module):
         self.input_size, self.hidden_size, self.num_layers, self.bias = input_size, hidden_size, num_layers, bias
         self.batch_first, self.dropout, self.bidirectional = batch_first, dropout, bidirectional
         self.proj_size, self.generator, self._kind = proj_size, generator, kind
+        self.checkpoint: Checkpoint = checkpoint
         self._suffixes = [
             [f"_l{layer}{way}" for way in ("", "_reverse")[: 1 + bidirectional]] for layer in range(num_layers)
         ]
@@ -173,7 +209,9 @@ class _Layers(Module):
             for way, suffix in enumerate(ways):
                 reverse, weights = way == 1, weights_of(self, suffix)
                 inputs, begun = sequence.inputs(y, reverse), initial[len(final)]
-                last, output = _over_time(what, self._kind.equation, weights, begun, inputs, reverse)
+                if watching() is not None:
+                    inputs = _watched(self, suffix[1:], self._kind.states, begun, inputs, reverse)
+                last, output = _over_time(what, self._kind.equation, weights, begun, inputs, reverse, self.checkpoint)
                 outputs.append(output)
                 final.append(last)
             y = outputs[0] if len(outputs) == 1 else concatenate(outputs, axis=-1)
@@ -184,13 +222,17 @@ class _Layers(Module):
 
     def _initial(self, state: Any, sequence: Sequence) -> list[State]:
         """A state for each layer and direction."""
-        rows: tuple[int, ...] = () if sequence.unbatched else sequence.x.shape[1:2]
+        if state is None and not hasattr(self, "initial_h"):
+            rows, count = sequence.x.shape[1], self.num_layers * (1 + self.bidirectional)
+            widths, dtype = [self._widths[name] for name in self._kind.states], self._dtype
+            return [tuple([Tensor.of(np.zeros((rows, n), dtype)) for n in widths]) for _ in range(count)]
+        rows = () if sequence.unbatched else sequence.x.shape[1:2]
         names, runs = self._kind.states, self.num_layers * (1 + self.bidirectional)
-        if state is None and hasattr(self, "initial_h"):
+        if state is None:
             shapes = [(runs, sequence.x.shape[1], self._widths[name]) for name in names]
             parts = tuple(broadcast_to(getattr(self, f"initial_{n}"), s) for n, s in zip(names, shapes, strict=True))
         else:
-            axes = f"(num_layers × directions, {'batch, ' if rows else ''}features)"
+            axes = "(num_layers × directions, batch, features)" if rows else "(num_layers × directions, features)"
             shapes = [(runs, *rows, self._widths[name]) for name in names]
             parts = read_state(type(self).__name__, names, state, shapes, axes, self._dtype)
             if sequence.unbatched:
@@ -224,6 +266,8 @@ class RNN(_Layers):
         Also run backwards in time, with weights of its own; outputs are joined on the last axis. Default False.
     learn_initial_state : bool
         Start from Parameters ``initial_h`` (and ``initial_c``), zeros at first, where no state is given.
+    checkpoint : int, str or Plan, optional
+        What each layer and direction keeps for the backward walk, as for `scan`. Default None: everything.
     generator : Generator, optional
         What weights, from U(-1/√hidden_size, 1/√hidden_size), and dropout masks are drawn with.
     dtype : dtype, optional
@@ -265,12 +309,13 @@ class RNN(_Layers):
         bidirectional: bool = False,
         *,
         learn_initial_state: bool = False,
+        checkpoint: Checkpoint = None,
         generator: Generator | None = None,
         dtype: npt.DTypeLike | None = None,
     ) -> None:
         super().__init__(
             rnn_kind("RNN", nonlinearity), input_size, hidden_size, num_layers, bias, batch_first, dropout,
-            bidirectional, 0, learn_initial_state, generator, dtype,
+            bidirectional, 0, learn_initial_state, checkpoint, generator, dtype,
         )  # fmt: skip
 
 
@@ -295,12 +340,13 @@ class GRU(_Layers):
         *,
         reset_after: bool = True,
         learn_initial_state: bool = False,
+        checkpoint: Checkpoint = None,
         generator: Generator | None = None,
         dtype: npt.DTypeLike | None = None,
     ) -> None:
         super().__init__(
             gru_kind(reset_after), input_size, hidden_size, num_layers, bias, batch_first, dropout,
-            bidirectional, 0, learn_initial_state, generator, dtype,
+            bidirectional, 0, learn_initial_state, checkpoint, generator, dtype,
         )  # fmt: skip
         self.reset_after = reset_after
 
@@ -332,12 +378,13 @@ class LSTM(_Layers):
         proj_size: int = 0,
         *,
         learn_initial_state: bool = False,
+        checkpoint: Checkpoint = None,
         generator: Generator | None = None,
         dtype: npt.DTypeLike | None = None,
     ) -> None:
         super().__init__(
             LSTM_KIND, input_size, hidden_size, num_layers, bias, batch_first, dropout,
-            bidirectional, proj_size, learn_initial_state, generator, dtype,
+            bidirectional, proj_size, learn_initial_state, checkpoint, generator, dtype,
         )  # fmt: skip
 
 
@@ -353,6 +400,8 @@ class Recurrent(Module):
         x and y are (batch, time, features). Default False.
     reverse : bool
         Go backwards in time. Default False.
+    checkpoint : int, str or Plan, optional
+        What is kept for the backward walk, as for `scan`. Default None: everything.
 
     Notes
     -----
@@ -365,8 +414,12 @@ class Recurrent(Module):
     line of the logger ``tinytape.compile`` says why.
     """
 
-    def __init__(self, cell: Module, batch_first: bool = False, reverse: bool = False) -> None:
+    def __init__(
+        self, cell: Module, batch_first: bool = False, reverse: bool = False, *, checkpoint: Checkpoint = None
+    ) -> None:
+        check_checkpoint("Recurrent", checkpoint)
         self.cell, self.batch_first, self.reverse = cell, batch_first, reverse
+        self.checkpoint: Checkpoint = checkpoint
 
     def forward(
         self, x: Any, state: Any = None, lengths: Lengths = None, mask: Any = None, reset: Any = None
@@ -388,7 +441,9 @@ class Recurrent(Module):
             found = [part.shape for part in flatten(state)]
             raise ShapeError(f"Recurrent: x has {rows} rows, the state has shapes {found}.", "states are (B, ...).")
         inputs = sequence.inputs(sequence.x, self.reverse, self._draws(steps, rows))
-        last, y = scan(_step_of_cell(self.cell), state, inputs, reverse=self.reverse)
+        if watching() is not None:
+            inputs = _watched(self, "", leaf_names("state", state), state, inputs, self.reverse)
+        last, y = scan(_step_of_cell(self.cell), state, inputs, reverse=self.reverse, checkpoint=self.checkpoint)
         if sequence.unbatched:
             last = unflatten(last, [squeeze(part, axis=0) for part in flatten(last)])
         return sequence.back(y), last

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ..engine.errors import DTypeError, InputError, ShapeError
 from ..engine.tensor import Tensor
 from ..engine.tree import map_leaves
+from ..loop.probes import probed
 from ..ops.elementwise import where
 from ..ops.shape import expand_dims, squeeze, swapaxes
 
@@ -34,12 +35,15 @@ class Inputs(NamedTuple):
         (B,): whether the state is zeroed before the step. None: for no row.
     drawn : tuple
         What else the cell is called with.
+    probes : Probes or None
+        Where the backward walk leaves norms of the state's gradients.
     """
 
     x: Any
     keep: Any
     cut: Any
     drawn: tuple[Any, ...] = ()
+    probes: Any = None
 
 
 def begin(state: Any, now: Inputs) -> Any:
@@ -49,6 +53,8 @@ def begin(state: Any, now: Inputs) -> Any:
 
 def end(before: Any, after: Any, y: Any, now: Inputs) -> tuple[Any, Any]:
     """The state and the output of a step: where it does not count, the state that it started from, and zeros."""
+    if now.probes is not None:
+        after, y = probed(after, y, now.probes)
     if now.keep is None:
         return after, y
     return map_leaves(partial(_choose, now.keep), after, before), _choose(now.keep, y, ZERO)
@@ -71,6 +77,8 @@ class Sequence(NamedTuple):
 
     def inputs(self, x: Any, reverse: bool, drawn: tuple[Any, ...] = ()) -> Inputs:
         """The xs of a scan over `x`."""
+        if self.keep is None and self.cut is None:
+            return Inputs(x, None, None, drawn)
         cut = _cuts(self.keep, self.cut, reverse)
         keep, cut = (None if flags is None else Tensor.of(flags) for flags in (self.keep, cut))
         return Inputs(x, keep, cut, drawn)
@@ -121,6 +129,9 @@ def read(what: str, x: Any, lengths: Lengths, mask: Any, reset: Any, batch_first
     steps, rows = x.shape[:2]
     if steps == 0:
         raise ShapeError(f"{what}: x has 0 time steps.", "pass at least one; a row without any has a length of 0.")
+
+    if lengths is None and mask is None and reset is None:
+        return Sequence(x, None, None, unbatched, batch_first)
 
     def flags(name: str, given: Any) -> Flags | None:
         if given is None:

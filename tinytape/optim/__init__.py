@@ -7,15 +7,22 @@ from .optimizer import Optimizer
 from .rmsprop import Adagrad, RMSprop
 from .schedule import Scheduler
 from .sgd import SGD
+from .spike import Replay, Spike
+from .telemetry import ClipHistory, ClipMonitor, ClipWarning
 
 __all__ = [
     "SGD",
     "Adagrad",
     "Adam",
     "AdamW",
+    "ClipHistory",
+    "ClipMonitor",
+    "ClipWarning",
     "Optimizer",
     "RMSprop",
+    "Replay",
     "Scheduler",
+    "Spike",
     "clip_grad_norm_",
     "clip_grad_value_",
     "schedule",

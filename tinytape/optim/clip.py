@@ -8,7 +8,7 @@ nothing. An optimiser made with ``clip_norm=`` or ``clip_value=`` does it in the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,17 @@ from ..engine.errors import InputError
 from ..engine.tape import no_grad
 from ..engine.tensor import Tensor
 from ..engine.tree import Array
-from .fused import sum_of_squares
+from .fused import block_squares
 from .inputs import named, within
+from .listening import Clip, listeners
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_"]
+
+Leaf = tuple[str, Tensor, Array]
+"""A parameter's name, the parameter, and its gradient."""
+
+Norms = tuple[float, Callable[[], list[float]]]
+"""The norm of arrays together, and what gives those of each."""
 
 
 def clip_grad_norm_(params: Any, max_norm: float, norm_type: float = 2.0) -> float:
@@ -49,11 +56,8 @@ def clip_grad_norm_(params: Any, max_norm: float, norm_type: float = 2.0) -> flo
     within("clip_grad_norm_", "max_norm", max_norm, 0.0, ends="(]")
     within("clip_grad_norm_", "norm_type", norm_type, 0.0, ends="(]")
     leaves = _with_gradient(params, "clip_grad_norm_")
-    gradients = [(name, g.data) for name, _, g in leaves]
-    norm = norm_of([g for _, g in gradients], norm_type)
-    if not math.isfinite(norm):
-        raise not_finite("clip_grad_norm_", gradients)
-    if (scale := scale_to(norm, max_norm)) < 1.0:
+    norm, scale = measure("clip_grad_norm_", [(name, p, g.data) for name, p, g in leaves], max_norm, norm_type)
+    if scale < 1.0:
         for _, p, _ in leaves:
             array = _writable_gradient(p)
             np.multiply(array, scale, out=array)
@@ -78,6 +82,9 @@ def clip_grad_value_(params: Any, clip_value: float) -> None:
     """
     within("clip_grad_value_", "clip_value", clip_value, 0.0, ends="(]")
     leaves = _with_gradient(params, "clip_grad_value_")
+    if listeners():
+        norms = _norms_of([g.data for _, _, g in leaves], 2.0)
+        _tell([(name, p, g.data) for name, p, g in leaves], norms, None, 2.0, clip_value)
     if any(bool(np.isnan(g.data).any()) for _, _, g in leaves):
         raise not_finite("clip_grad_value_", [(name, g.data) for name, _, g in leaves])
     for _, p, _ in leaves:
@@ -85,14 +92,67 @@ def clip_grad_value_(params: Any, clip_value: float) -> None:
         np.clip(array, -clip_value, clip_value, out=array)
 
 
+def measure(
+    what: str,
+    leaves: Sequence[Leaf],
+    max_norm: float | None,
+    norm_type: float = 2.0,
+    clip_value: float | None = None,
+) -> tuple[float, float]:
+    """The norm of gradients, and what they are to be multiplied by, for one of two kinds of clip.
+
+    Raises
+    ------
+    InputError
+        If the norm is NaN, or infinite where it is to be clipped. Those who listen are told before.
+    """
+    norms = _norms_of([g for _, _, g in leaves], norm_type)
+    if listeners():
+        _tell(leaves, norms, max_norm, norm_type, clip_value)
+    norm, _ = norms
+    if math.isnan(norm) or (math.isinf(norm) and max_norm is not None):
+        raise not_finite(what, [(name, g) for name, _, g in leaves])
+    return norm, 1.0 if max_norm is None else scale_to(norm, max_norm)
+
+
+def _tell(
+    leaves: Sequence[Leaf], norms: Norms, max_norm: float | None, norm_type: float, clip_value: float | None
+) -> None:
+    """Let those who listen know of a clip."""
+    norm, each = norms
+    if max_norm is not None:
+        after, bound = norm * scale_to(norm, max_norm), f"a norm of at most {max_norm:g}"
+    else:
+        assert clip_value is not None
+        after = norm_of([np.clip(g, -clip_value, clip_value) for _, _, g in leaves], norm_type)
+        bound = f"entries of at most {clip_value:g}"
+    clip = Clip([p for _, p, _ in leaves], norm, each, after, norm_type, bound, max_norm != math.inf)
+    for listener in listeners():
+        listener.clipped(clip)
+
+
 def norm_of(arrays: Iterable[Array], norm_type: float = 2.0) -> float:
     """The p-norm of all entries of all arrays together."""
-    arrays = [x for x in arrays if x.size]
-    squares = sum_of_squares(arrays) if norm_type == 2.0 else None
-    if squares is not None and 1e-280 < squares < 1e280:  # elsewhere squares overflow or vanish
-        return math.sqrt(squares)
-    norms = [_norm(x, norm_type) for x in arrays]
-    return _norm(np.array(norms), norm_type) if norms else 0.0
+    return _norms_of(list(arrays), norm_type)[0]
+
+
+def _norms_of(arrays: Sequence[Array], norm_type: float) -> Norms:
+    """The p-norm of all entries of all arrays together, and what gives that of each array."""
+    blocks = block_squares(arrays) if norm_type == 2.0 else None
+    if blocks is not None:
+        sums, first = blocks
+        squares = float(np.sum(sums))
+        if 1e-280 < squares < 1e280:  # elsewhere squares overflow or vanish
+            return math.sqrt(squares), lambda: _roots(sums, first)
+    norms = [_norm(x, norm_type) if x.size else 0.0 for x in arrays]
+    filled = [norm for x, norm in zip(arrays, norms, strict=True) if x.size]
+    return _norm(np.array(filled), norm_type) if filled else 0.0, lambda: norms
+
+
+def _roots(sums: Array, first: Sequence[int]) -> list[float]:
+    """The square roots of sums of pieces, which begin at `first`."""
+    totals = np.add.reduceat(np.append(sums, 0.0), first)[:-1]
+    return np.sqrt(np.where(np.diff(first) > 0, totals, 0.0)).tolist()
 
 
 def _norm(x: Array, p: float) -> float:

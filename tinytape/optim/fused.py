@@ -11,7 +11,7 @@ import numpy as np
 
 from ..engine.tree import Array
 
-__all__ = ["find", "run", "sum_of_squares"]
+__all__ = ["block_squares", "find", "run", "sum_of_squares"]
 
 LEAST = 1 << 19  # numbers: from here on the half second that it takes to load Numba is soon paid back
 SHARE = 1 << 18  # numbers: fewer are not worth waking a thread
@@ -40,20 +40,26 @@ def run(kernel: Any, arrays: Sequence[tuple[Array, ...]]) -> None:
 
 def sum_of_squares(arrays: Sequence[Array]) -> float | None:
     """Of all entries together, in float64 and in an order that depends on the sizes alone. None if it does not pay."""
+    found = block_squares(arrays)
+    return None if found is None else float(np.sum(found[0]))
+
+
+def block_squares(arrays: Sequence[Array]) -> tuple[Array, list[int]] | None:
+    """The sums of squares of all arrays' blocks, and where each array's begin and the last one's end."""
     if not _pays(arrays):
         return None
     from ..kernels.update import BLOCK, squares
 
     flat = [x.reshape(-1) for x in arrays]
     sizes = [x.size for x in flat]
-    first = [0, *accumulate(-(-size // BLOCK) for size in sizes)]  # block of each array
+    first = [0, *accumulate(-(-size // BLOCK) for size in sizes)]
     sums = np.empty(first[-1])
 
     def work(i: int, start: int, stop: int) -> None:
         squares(flat[i][start:stop], sums[first[i] + start // BLOCK : first[i] - (-stop // BLOCK)])
 
     _deal(sizes, BLOCK, work)
-    return float(np.sum(sums))
+    return sums, first
 
 
 def _pays(arrays: Sequence[Array]) -> bool:

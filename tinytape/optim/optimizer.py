@@ -21,7 +21,7 @@ from ..engine.tape import no_grad
 from ..engine.tensor import Tensor
 from ..engine.tree import Array
 from . import fused
-from .clip import norm_of, not_finite, scale_to
+from .clip import measure
 from .inputs import named, within
 from .saved import differences
 
@@ -215,11 +215,8 @@ class Optimizer:
         found = [(p, p.grad.raw, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
         norm, scale = None, 1.0
         if self.clip_norm is not None or self.clip_value is not None:
-            norm = norm_of([g for _, g, _ in found])
-            if math.isnan(norm) or (math.isinf(norm) and self.clip_norm is not None):
-                raise not_finite(f"{type(self).__name__}.step", [(self._names[p], g) for p, g, _ in found])
-            if self.clip_norm is not None:
-                scale = scale_to(norm, self.clip_norm)
+            leaves = [(self._names[p], p, g) for p, g, _ in found]
+            norm, scale = measure(f"{type(self).__name__}.step", leaves, self.clip_norm, clip_value=self.clip_value)
         for p, _, group in found:
             state = self.state.setdefault(p, {"step": 0})
             for slot in self.slots(group):

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .engine.errors import DTypeError, InputError, TapeError
-from .engine.tensor import Tensor
-from .engine.tree import flatten, unflatten
-from .transforms import jvp, vjp
+from ..engine.errors import DTypeError, InputError, TapeError
+from ..engine.tensor import Tensor
+from ..engine.tree import flatten, unflatten
+from ..transforms import jvp, vjp
 
 __all__ = ["check_grads"]
 
