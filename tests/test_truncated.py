@@ -8,7 +8,7 @@ import weakref
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import tinytape as tt
@@ -64,17 +64,30 @@ def sigmoid(a):
     return 1 / (1 + np.exp(-a))
 
 
-def lstm_by_hand(weights, x, targets, k1, k2, rate):
+def windows_of(calls, k1, k2):
+    """The steps (begin, start, first, stop) of each window of calls of so many steps.
+
+    Losses from `first` on are carried back to `start`. A window runs from a stored state at `begin`, which is `start`
+    but where a call has too few new steps left for the state at `start` to have been stored.
+    """
+    start = first = 0
+    for end in np.cumsum(calls).tolist():
+        while first < end:
+            before, stop = start, min(first + k1, end)
+            start = max(0, stop - k2) if k1 < k2 else first
+            yield before if stop - first < k1 < k2 else start, start, first, stop
+            first = stop
+
+
+def lstm_by_hand(weights, x, targets, calls, k1, k2, rate):
     """BPTT(k2; k1) in NumPy: the gradients of each window, weights changing by SGD in between."""
     w, u, b, d = (part.copy() for part in weights)
     rows, width = x.shape[1], u.shape[1]
     stored = {0: (np.zeros((rows, width)), np.zeros((rows, width)))}  # what state a window may start from
     found = []
-    for first in range(0, len(x), k1):
-        stop = min(first + k1, len(x))
-        start = max(0, min(stop - 1, stop - (k2 - k1) - (stop - first)))
-        (h, c), tape = stored[start], []
-        for t in range(start, stop):
+    for begin, start, first, stop in windows_of(calls, k1, k2):
+        (h, c), tape = stored[begin], []
+        for t in range(begin, stop):
             i, f, g, o = np.split(x[t] @ w.T + b + h @ u.T + d, 4, axis=1)
             i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
             tape.append((h, c, i, f, g, o))
@@ -84,7 +97,7 @@ def lstm_by_hand(weights, x, targets, k1, k2, rate):
         dw, du, db = np.zeros_like(w), np.zeros_like(u), np.zeros_like(b)
         dh, dc = np.zeros_like(h), np.zeros_like(c)
         for t in reversed(range(start, stop)):
-            before, c0, i, f, g, o = tape[t - start]
+            before, c0, i, f, g, o = tape[t - begin]
             after, c1 = stored[t + 1]
             dh = dh + (after - targets[t] if t >= first else 0)
             dc = dc + dh * o * (1 - np.tanh(c1) ** 2)
@@ -104,15 +117,22 @@ def drawn_lengths(draw):
     return draw(st.integers(1, 20)), draw(st.integers(1, k2)), k2
 
 
+def pieces(calls):
+    return [slice(end - steps, end) for steps, end in zip(calls, np.cumsum(calls).tolist(), strict=True)]
+
+
 @pytest.mark.parametrize("compiled", [False, True])
-@given(lengths=drawn_lengths(), rate=st.sampled_from([0.0, 0.05]))
-def test_gradients_equal_an_lstm_written_out_by_hand(lengths, rate, compiled):
+@given(lengths=drawn_lengths(), more=st.lists(st.integers(1, 12), max_size=3), rate=st.sampled_from([0.0, 0.05]))
+def test_gradients_equal_an_lstm_written_out_by_hand(lengths, more, rate, compiled):
     steps, k1, k2 = lengths
+    calls = [steps, *more]
     lstm, rng = make("LSTM", 2, 3), np.random.default_rng(steps)
-    x, targets = rng.normal(size=(steps, 2, 2)), rng.normal(size=(steps, 2, 3))
-    wanted = lstm_by_hand([p.numpy() for p in lstm.parameters()], x, targets, k1, k2, rate)
-    stream = tt.truncated(lstm, k1, k2)
-    same(train(stream, list(lstm.parameters()), stream(x, targets), rate), wanted)
+    x, targets = rng.normal(size=(sum(calls), 2, 2)), rng.normal(size=(sum(calls), 2, 3))
+    wanted = lstm_by_hand([p.numpy() for p in lstm.parameters()], x, targets, calls, k1, k2, rate)
+    stream, found = tt.truncated(lstm, k1, k2), []
+    for part in pieces(calls):
+        found += train(stream, list(lstm.parameters()), stream(x[part], targets[part]), rate)
+    same(found, wanted)
 
 
 def by_cells(cells, x, targets, reset, k1, k2, rate=0.0):
@@ -121,11 +141,11 @@ def by_cells(cells, x, targets, reset, k1, k2, rate=0.0):
     rows = x.shape[1]
     stored = {0: [cell.initial_state(rows) for cell in cells]}
     found, values = [], []
-    for first in range(0, len(x), k1):
-        stop = min(first + k1, len(x))
-        start = max(0, first - (k2 - k1))
-        states, ys = stored[start], []
-        for t in range(start, stop):
+    for begin, start, first, stop in windows_of([len(x)], k1, k2):
+        states, ys = stored[begin], []
+        for t in range(begin, stop):
+            if t == start:
+                states = stored[t]
             y, after = tt.tensor(x[t]), []
             for cell, state in zip(cells, states, strict=True):
                 keep = ~reset[t][:, None]
@@ -193,14 +213,13 @@ class Power(nn.Module):
         return self.w * state
 
 
-@pytest.mark.parametrize("k1, k2", [(1, 3), (1, 4), (1, 7), (2, 4), (2, 7), (3, 3), (3, 4), (3, 7)])
+@pytest.mark.parametrize("k1, k2", [(k1, k2) for k2 in range(3, 8) for k1 in range(1, k2 + 1)])
 def test_the_derivative_of_a_cube(k1, k2):
     """X3 = w^3 x0: 3 w^2 x0 = 0.108, which a recipe that loses a factor on the way does not give."""
     cell = Power(0.3)
-    for window in tt.truncated(cell, k1, k2)(np.zeros((k1 + 2, 1, 1)), state=np.array([[0.4]])):
-        first = window.stop - window.steps
-        if first <= 2 < window.stop:
-            window.y[2 - first].sum().backward()
+    for window in tt.truncated(cell, k1, k2)(np.zeros((3, 1, 1)), state=np.array([[0.4]])):
+        if window.stop == 3:
+            window.y[-1].sum().backward()
     assert abs(float(cell.w.grad) - 0.108) <= 1e-15
 
 
@@ -251,11 +270,58 @@ def test_a_window_a_step_is_lookback(steps, k2):
     same(train(stream, parameters, stream(x, targets)), wanted)
 
 
-def test_windows_grow_at_the_start_and_the_last_is_short():
+def test_windows_grow_at_the_start_and_the_last_has_fewer_new_steps():
     stream = tt.truncated(nn.GRU(1, 2), 3, 8)
-    found = [(w.start, w.stop, w.steps, len(w.y)) for w in stream(np.zeros((14, 1, 1), F32))]
-    assert found == [(0, 3, 3, 3), (0, 6, 3, 3), (1, 9, 3, 3), (4, 12, 3, 3), (7, 14, 2, 2)]
-    assert stream.position == 14
+
+    def windows(steps):
+        return [(w.start, w.stop, w.steps, len(w.y)) for w in stream(np.zeros((steps, 1, 1), F32))]
+
+    assert windows(14) == [(0, 3, 3, 3), (0, 6, 3, 3), (1, 9, 3, 3), (4, 12, 3, 3), (6, 14, 2, 2)]
+    assert windows(4) == [(9, 17, 3, 3), (10, 18, 1, 1)]
+    assert windows(1) == [(11, 19, 1, 1)]
+    stream.reset_state()
+    assert windows(5) == [(19, 22, 3, 3), (19, 24, 2, 2)]
+    assert stream.position == 24
+
+
+def test_the_last_of_plain_chunks_starts_where_the_one_before_ended():
+    stream = tt.truncated(nn.GRU(1, 2), 4)
+    x = np.zeros((6, 1, 1), F32)
+    assert [(w.start, w.stop) for w in [*stream(x), *stream(x[:1])]] == [(0, 4), (4, 6), (6, 7)]
+
+
+@given(lengths=drawn_lengths(), jitter=st.sampled_from([0.0, 1.0, 4.0]), seed=st.integers(0, 99))
+@example(lengths=(18, 9, 11), jitter=4.0, seed=1)  # the last window starts before the one before it
+def test_the_last_window_is_a_run_of_its_own_from_where_it_starts(lengths, jitter, seed):
+    """With weights that stay, stored states are those of a run from the beginning, wherever windows are cut."""
+    steps, k1, k2 = lengths
+    lstm, rng = make("LSTM", 2, 3), np.random.default_rng(seed)
+    x, targets = rng.normal(size=(steps, 2, 2)), rng.normal(size=(steps, 2, 3))
+    parameters = list(lstm.parameters())
+
+    def stream():
+        return tt.truncated(lstm, k1, k2, jitter=jitter, generator=tt.Generator(seed))
+
+    with tt.no_grad():
+        asked = [w.steps for w in stream()(np.zeros((100, 2, 2)))]
+    ours = stream()
+    *_, window = ours(x, targets)
+    first = steps - window.steps
+    start = first - (k2 - k1)
+    if window.steps < asked[ours.report().windows - 1] and k1 < k2:
+        start = min(start, steps - k2)
+    assert window.start == max(start, 0)
+    with tt.no_grad():
+        state = lstm(x[: window.start])[1] if window.start else None
+    y = lstm(x[window.start :], state)[0][-window.steps :]
+    wanted = tt.gradient(squared(y, targets[first:]), parameters)
+    found = tt.gradient(squared(window.y, window.targets), parameters)
+    same([[g.numpy() for g in found]], [[g.numpy() for g in wanted]])
+    kept = ours.state_dict()["x"]
+    if jitter:
+        assert kept is None if k1 == k2 else len(kept) <= k1 + k2 + 4 * jitter
+    else:
+        assert kept is None if k1 == k2 else len(kept) == min(steps, k2 if k1 > 1 else k2 - 1)
 
 
 @pytest.mark.parametrize("k2", [4, 6, 9, 20])
@@ -269,11 +335,13 @@ def test_losses_go_back_at_least_k2_less_k1_plus_one_steps(k2):
 
 def test_plain_chunks_run_every_step_once():
     layer = nn.GRU(1, 2)
-    taken = []
+    taken, recorded = [], []
 
     def counting(x, state, reset=None):
+        y, state = layer(x, state, reset=reset)
         taken.append(len(x))
-        return layer(x, state, reset=reset)
+        recorded.append(len(y) * y.requires_grad)
+        return y, state
 
     x = np.zeros((30, 1, 1), F32)
     list(tt.truncated(counting, 7)(x))
@@ -281,6 +349,10 @@ def test_plain_chunks_run_every_step_once():
     taken.clear()
     list(tt.truncated(counting, 5, 15)(x))
     assert sum(taken) == 5 + 10 + 4 * 15
+    taken.clear(), recorded.clear()
+    list(tt.truncated(counting, 5, 15)(x[:27]))
+    assert sum(recorded) == 5 + 10 + 4 * 15
+    assert sum(taken) == sum(recorded) + 2  # from the start of the window before to that of the last
 
 
 # ---- resets ---------------------------------------------------------------------------------------------------------
@@ -327,11 +399,11 @@ def test_a_reset_at_the_first_step_zeroes_and_no_more():
 
 
 @pytest.mark.parametrize("rows", [[1], np.array([False, True])], ids=["indices", "bools"])
-@pytest.mark.parametrize("k2", [3, 5])
+@pytest.mark.parametrize("k2", [3, 5, 9])
 def test_rows_reset_between_windows_are_as_marked_in_the_stream(rows, k2):
     layer, rng = make("LSTM", 2, 3), np.random.default_rng(0)
-    x, targets = rng.normal(size=(12, 2, 2)), rng.normal(size=(12, 2, 3))
-    reset = np.zeros((12, 2), bool)
+    x, targets = rng.normal(size=(13, 2, 2)), rng.normal(size=(13, 2, 3))
+    reset = np.zeros((13, 2), bool)
     reset[6, 1] = True
     stream = tt.truncated(layer, 3, k2)
     wanted = train(stream, list(layer.parameters()), stream(x, targets, reset=reset))
@@ -409,7 +481,7 @@ def test_a_call_takes_over_from_a_loop_that_was_left():
     next(left)
     same([[w.y.numpy() for w in stream(x[3:])]], [wanted[1:]], 0)
     left.close()
-    assert stream.position == 12 and len(stream.state_dict()["x"]) == 2
+    assert stream.position == 12 and len(stream.state_dict()["x"]) == 5
 
 
 def run_on(layer, stream, optimizer, x, targets, windows):
@@ -444,6 +516,25 @@ def test_a_run_is_resumed_bit_for_bit(options, compiled, tmp_path):
     optimizer.load_state_dict(saved["optimizer"])
     run_on(again, resumed, optimizer, x, targets, 100)
     assert stream.position == resumed.position == 60
+    for name, value in layer.state_dict().items():
+        assert np.array_equal(value, again.state_dict()[name])
+
+
+@pytest.mark.parametrize("windows", [2, 3], ids=["before", "after"])
+@pytest.mark.parametrize("options", [{"k2": 9}, {"k2": 5}, {"k2": 7, "jitter": 1.5}], ids=str)
+def test_a_run_is_resumed_around_a_last_window_of_few_steps(options, windows):
+    rng = np.random.default_rng(0)
+    x, targets = rng.normal(size=(23, 2, 2)), rng.normal(size=(23, 2, 3))
+    layer, again = make("LSTM", 2, 3), make("LSTM", 2, 3)
+    stream, resumed = (tt.truncated(m, 4, generator=tt.Generator(1), **options) for m in (layer, again))
+    run_on(layer, stream, tt.optim.SGD(layer.parameters(), 0.05), x[:10], targets[:10], windows)
+    again.load_state_dict(layer.state_dict())
+    resumed.load_state_dict(stream.state_dict())
+    for model, going in (layer, stream), (again, resumed):
+        optimizer = tt.optim.SGD(model.parameters(), 0.05)
+        for end in (10, 23) if going.position < 10 else (23,):
+            run_on(model, going, optimizer, x[:end], targets[:end], 100)
+        assert going.position == 23
     for name, value in layer.state_dict().items():
         assert np.array_equal(value, again.state_dict()[name])
 
@@ -503,6 +594,13 @@ def test_a_learned_initial_state_learns_while_windows_start_there():
         with_gradient.append(layer.initial_h.grad is not None)
         layer.zero_grad()
     assert with_gradient == [True, True, True, False, False, False]
+    *_, window = tt.truncated(layer, 5, 6)(np.ones((6, 1, 2)))
+    window.y.sum().backward()
+    assert layer.initial_h.grad is not None
+    layer.zero_grad()
+    *_, window = tt.truncated(layer, 5, 6)(np.ones((7, 1, 2)))  # from the step after
+    window.y.sum().backward()
+    assert layer.initial_h.grad is None
 
 
 def test_jitter():
@@ -519,7 +617,7 @@ def test_jitter():
     assert found == sizes(0) != sizes(1)
     new = np.array([n for n, _ in found])
     assert new.sum() == 4000 and new[:-1].min() >= 5 and new.max() <= 28
-    assert all(total == n + 10 for n, total in found[1:])
+    assert all(total == n + 10 for n, total in found[1:-1]) and found[-1][1] >= 30
     assert 0.01 < np.mean(new < 14) < 0.12  # one in twenty is half as long
     assert abs(new[new >= 14].mean() - 20) < 0.6 and 1.5 < new[new >= 14].std() < 2.5
 

@@ -99,7 +99,13 @@ BAD = {
     "outputs": (lambda: list(tt.truncated(lambda x, s: (tt.tensor(x[0]), s), 3)(X)), tt.ShapeError, "y has shape"),
     "only outputs": (lambda: list(tt.truncated(lambda x, s: tt.tensor(x), 3)(X)), tt.InputError, "not a pair"),
     "a saved state": (lambda: stream_of().load_state_dict({"position": 3}), tt.InputError, "load_state_dict: keys"),
-    "a saved position": (lambda: a_part_of(position=3), tt.InputError, "start is 4, position 3, with 2 inputs"),
+    "a saved position": (
+        lambda: a_part_of(position=3),
+        tt.InputError, r"starts are \[1, 4\], position 3, with 2 states and inputs to step 6",
+    ),
+    "saved starts": (lambda: a_part_of(starts=[4, 1]), tt.InputError, r"starts are \[4, 1\]"),
+    "no saved starts": (lambda: a_part_of(starts=[], states=[]), tt.InputError, r"starts are \[\]"),
+    "too few saved states": (lambda: a_part_of(states=[None]), tt.InputError, "with 1 states"),
 }  # fmt: skip
 
 
@@ -116,8 +122,10 @@ def test_after_an_error_the_stream_stands_where_it_stood():
     before = stream.state_dict()
     with pytest.raises(tt.InputError, match="is nan"):
         list(stream(NAN[6:]))
-    for a, b in zip(stream.state_dict()["state"], before["state"], strict=True):
-        assert np.array_equal(a, b)
+    after = stream.state_dict()
+    assert after["starts"] == before["starts"] == [1, 4]
+    for ours, theirs in zip(after["states"], before["states"], strict=True):
+        assert ours is theirs is None or all(map(np.array_equal, ours, theirs))
     assert stream.position == 6 and len(list(stream(X))) == 4
 
 
@@ -127,6 +135,24 @@ def test_what_the_next_window_starts_from_is_looked_at_too():
     x[1, 2], reset[3, 2] = np.nan, True
     with pytest.raises(tt.InputError, match="is nan after step 1, in row 2"):
         list(tt.truncated(LSTM, 4, 6)(x, reset=reset))
+
+
+def test_what_a_last_window_of_few_steps_starts_from_is_looked_at_too():
+    factor = [1.0]
+
+    def layer(x, state):
+        y = tt.tensor(x) * factor[0]
+        return y, y[-1]
+
+    stream = tt.truncated(layer, 3, 5)
+    for window in stream(np.ones((10, 2), F32)):
+        if window.stop == 9:
+            factor[0] = np.nan
+            break
+    before = stream.state_dict()
+    with pytest.raises(tt.InputError, match=r"(?s)is nan after step 4, .*from step 4 on"):
+        list(stream(np.ones((1, 2), F32)))
+    assert stream.position == 9 and stream.state_dict()["starts"] == before["starts"] == [4, 7]
 
 
 def test_a_state_that_is_not_finite_is_carried_if_asked():

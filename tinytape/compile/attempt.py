@@ -80,7 +80,8 @@ class Plan:
         if which in self._ran:
             return _nothing
         self._ran.add(which)
-        return announced(self.title)
+        widths = [v.shape[-1] for v in self.program.carries if v.shape]
+        return announced(" ".join([self.title, *map(str, widths[:1])]))
 
     def captured(self, captures: Captures) -> dict[Key, Any]:
         """The tensors that the step takes from outside, as they are now."""

@@ -11,12 +11,12 @@ k1 steps are carried back to where that run began::
     next window              ├────────────────────┼───────┤
 
 The run is made in two pieces, start to cut and cut to stop: the state between them, computed with the current weights
-and cut off, is the one from which the next window starts.
+and cut off, is the one from which the next window starts. A last window for which fewer than k1 steps are left starts
+before that, k2 steps from the end: what lies between the start of the window before and there is run without recording.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from inspect import Parameter, signature
 from operator import itemgetter
@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..engine.errors import DTypeError, InputError, ShapeError
+from ..engine.tape import no_grad
 from ..engine.tensor import Tensor
 from ..engine.tree import flatten, map_leaves
 from ..ops.shape import concatenate
@@ -33,7 +34,7 @@ from ..random import Generator, default_generator
 from .carried import check_finite, row_flags
 from .scan import leaf_names
 from .stretch import Flags, Held, Layout, Stretch, stretch
-from .windows import Reach, Report, Window
+from .windows import Reach, Report, Start, Window, deviation, lengths, new_steps
 
 __all__ = ["Truncated", "check_takes_reset", "name_of", "over_time", "truncated"]
 
@@ -60,7 +61,8 @@ def truncated(
     k2 : int, optional
         Steps that are run in a window, `k1` or more: the most that a loss is carried back. Default: `k1`, plain
         chunks, in which nothing is run twice. A step is run k2 / k1 times in all. The losses of a window are carried
-        back k2 - k1 + 1 to k2 steps, the input of their own step counted; all of them k2 steps if k1 is 1.
+        back k2 - k1 + 1 to k2 steps, the input of their own step counted; all of them k2 steps if k1 is 1. If k2 is
+        greater than k1, the last window of a call runs k2 steps too, however few of them are new.
     jitter : float
         Draw the number of new steps of each window, as in AWD-LSTM (Merity et al. 2018), from a normal distribution
         with this standard deviation around k1, or in one window of twenty around k1 / 2; it is at least min(5, k1)
@@ -115,15 +117,12 @@ class Truncated:
         check_state: bool,
     ) -> None:
         self.layer, self._name = over_time(layer), name_of(layer)
-        self.k1, self.k2 = _lengths(k1, k2)
-        if not _is_number(jitter) or not 0 <= jitter < math.inf:
-            raise InputError(f"truncated: jitter is {jitter!r}.", "pass a standard deviation in steps, or 0 for none.")
-        self.jitter, self.generator, self.check_state = float(jitter), generator, check_state
+        self.k1, self.k2 = lengths(k1, k2)
+        self.jitter, self.generator, self.check_state = deviation(jitter), generator, check_state
         self._report = Report(repr(self))
-        self.position = self._start = 0
-        self._call = 0
+        self.position = self._call = 0
         self._held = Held()
-        self._state: Any = None
+        self._starts = [Start(0, None)]  # in order; the next window's is the last, unless it is short
         self._due: Flags | None = None
 
     def __repr__(self) -> str:
@@ -154,8 +153,9 @@ class Truncated:
         ------
         Window
             Every k1 steps. While the stream is younger than k2, a window starts at its beginning. The last window of
-            a call has the steps that are left, 1 or more, and looks back as far as any other; a further call goes
-            on behind it. What was taken from an iterable and not used when the loop is left is dropped.
+            a call has the steps that are left, 1 or more, and runs the last k2 inputs all the same, unless k1 = k2.
+            A further call goes on behind it, with k1 new steps again and the k2 - k1 before them. What was taken
+            from an iterable and not used when the loop is left is dropped.
 
         Raises
         ------
@@ -164,7 +164,7 @@ class Truncated:
             the state becomes non-finite. The stream then stands where it stood.
         """
         self._call += 1  # a loop that was left without being closed has no further say
-        self._held.keep(self._start, self.position)
+        self._held.keep(self._starts[0].step, self.position)
         if isinstance(x, np.ndarray | Tensor | dict):
             pieces = iter([self._stretch(x, targets, reset, anew=state is not None)])
         elif not isinstance(x, Iterable):
@@ -178,9 +178,9 @@ class Truncated:
             pieces = self._chunks(cast("Iterable[Any]", x))
         if state is not None:
             began = map_leaves(Tensor, state)
-            self._check("given", began)
+            self._check("given", began, self.position)
             self.reset_state()
-            self._state = began
+            self._starts = [Start(self.position, began)]
         return self._windows(pieces, self._call)
 
     def _windows(self, pieces: Iterator[Stretch], call: int) -> Iterator[Window]:
@@ -190,20 +190,24 @@ class Truncated:
                     raise InputError(
                         "truncated: this loop goes on after a newer call.", "run one loop over a stream at a time."
                     )
-                stop = self._held.fill(pieces, self.position + self._draw())
+                wanted = self.position + self._draw()
+                stop = self._held.fill(pieces, wanted)
                 if stop == self.position:
                     return
-                yield self._window(stop)  # without a name here, or it would outlive the next window's forward pass
+                # without a name here, or it would outlive the next window's forward pass
+                yield self._window(stop, short=stop < wanted)
         finally:
             if call == self._call:
-                self._held.keep(self._start, self.position)
+                self._held.keep(self._starts[0].step, self.position)
 
-    def _window(self, stop: int) -> Window:
+    def _window(self, stop: int, short: bool) -> Window:
         """Run the window that ends before `stop`, and move on."""
-        start, first, cut = self._start, self.position, max(self._start, stop - (self.k2 - self.k1))
+        first = self.position
         if self._due is not None:
             self._held.mark(first, self._due)
-        state = between = self._state
+        begun = self._further_back(stop) if short else self._starts[-1]
+        start, cut = begun.step, max(begun.step, stop - (self.k2 - self.k1))
+        state = between = begun.state
         outputs: list[Any] = []
         for begin, end in ((start, cut), (cut, stop)):
             if begin < end:
@@ -213,16 +217,37 @@ class Truncated:
             if end == cut and start < cut:
                 between = map_leaves(Tensor, state)
         state = between if cut == stop else map_leaves(Tensor, state)
-        self._check(f"after step {stop - 1}", state)
+        self._check(f"after step {stop - 1}", state, start)
         if cut < stop:
-            self._check(f"after step {cut - 1}", between)
+            self._check(f"after step {cut - 1}", between, start)
         y = outputs[0] if len(outputs) == 1 else map_leaves(self._join, *outputs)
         reach = Reach(start, first, stop, self._held.layout.rows, self._held.flags(start, stop))
         window = Window(y, self._held.targets(first, stop), start, stop, stop - first, state, reach)
-        self._state, self._start, self.position, self._due = between, cut, stop, None
-        self._held.drop(cut)
+        passed = [*(s for s in self._starts if s.step < start), begun, *([Start(cut, between)] if start < cut else [])]
+        self._starts, self.position, self._due = self._of_use(passed, stop), stop, None
+        self._held.drop(self._starts[0].step)
         self._report.add(reach)
         return window
+
+    def _further_back(self, stop: int) -> Start:
+        """Where a window starts that has fewer new steps than were asked for: k2 steps before `stop`, or earlier."""
+        step = max(self._starts[0].step, stop - self.k2)
+        if self._starts[-1].step <= step:
+            return self._starts[-1]
+        before = next(s for s in reversed(self._starts) if s.step <= step)
+        if before.step == step:
+            return before
+        with no_grad():
+            _, state = self._run(before.step, step, before.state)
+        state = map_leaves(Tensor, state)
+        self._check(f"after step {step - 1}", state, before.step)
+        return Start(step, state)
+
+    def _of_use(self, starts: list[Start], stop: int) -> list[Start]:
+        """Those that it takes for any window that ends behind `stop`, be it of one new step."""
+        earliest = stop + 1 - self.k2 if self.k1 < self.k2 else stop
+        behind = sum(s.step <= earliest for s in starts)
+        return starts[max(behind - 1, 0) :]
 
     def _run(self, begin: int, end: int, state: Any) -> tuple[Any, Any]:
         """The layer's outputs and state over a part of the stream."""
@@ -253,12 +278,7 @@ class Truncated:
 
     def _draw(self) -> int:
         """How many new steps the next window has."""
-        if not self.jitter:
-            return self.k1
-        generator = self.generator or default_generator
-        middle = self.k1 if generator.uniform(dtype=np.float64) < 0.95 else self.k1 / 2
-        drawn = round(float(generator.normal((), middle, self.jitter, np.float64)))
-        return min(max(drawn, min(5, self.k1)), self.k1 + math.ceil(4 * self.jitter))
+        return new_steps(self.k1, self.jitter, self.generator or default_generator) if self.jitter else self.k1
 
     # ---- what comes in ------------------------------------------------------------------------------------------
 
@@ -290,14 +310,14 @@ class Truncated:
     def state(self) -> Any:
         """The state from which the next window starts, k2 - k1 steps before `position`; None: the layer's own.
 
-        That at `position` itself is the last window's ``state``.
+        That at `position` itself is the last window's ``state``. A short last window starts before, if k1 < k2.
         """
-        return self._state
+        return self._starts[-1].state
 
     @property
     def _carries(self) -> bool:
         """Whether there is something to go on from."""
-        return self._state is not None or self._start < self.position
+        return self.state is not None or self._starts[-1].step < self.position
 
     def reset_state(self, rows: npt.ArrayLike | None = None) -> None:
         """Start a new stream, in all rows or in some.
@@ -316,8 +336,7 @@ class Truncated:
         if rows is not None:
             self._due = self._rows(rows) if self._due is None else self._due | self._rows(rows)
             return
-        self._state = self._due = None
-        self._start = self.position
+        self._starts, self._due = [Start(self.position, None)], None
         self._held.drop(self.position)
 
     def _rows(self, rows: npt.ArrayLike) -> Flags:
@@ -328,9 +347,9 @@ class Truncated:
         check_takes_reset(self.layer)
         return row_flags(rows, count)
 
-    def _check(self, when: str, state: Any) -> None:
+    def _check(self, when: str, state: Any, since: int) -> None:
         if self.check_state:
-            check_finite(when, state, self._held.layout.rows, self._start)
+            check_finite(when, state, self._held.layout.rows, since)
 
     def state_dict(self) -> dict[str, Any]:
         """What it takes to go on exactly, from the next window: arrays and numbers, which ``tt.io.save_state`` takes.
@@ -338,13 +357,14 @@ class Truncated:
         Returns
         -------
         dict
-            "state"; "start", the step at which it stands; "position"; "rows"; "x" and "reset", the inputs from start
-            to position; "due", rows to be reset next; "generator", if one draws. Arrays are copies.
+            "states" that windows may start from, the next one's last; "starts", the steps at which they stand;
+            "position"; "rows"; "x" and "reset", the inputs from the first start to position; "due", rows to be reset
+            next; "generator", if one draws. Arrays are copies.
         """
-        kept = self._held.part(self._start, self.position)
+        kept = self._held.part(self._starts[0].step, self.position)
         return {
-            "state": map_leaves(Tensor.numpy, self._state),
-            "start": self._start,
+            "states": [map_leaves(Tensor.numpy, s.state) for s in self._starts],
+            "starts": [s.step for s in self._starts],
             "position": self.position,
             "rows": self._held.layout.rows,
             "axis": self._held.layout.axis,
@@ -368,22 +388,24 @@ class Truncated:
             raise InputError(
                 f"load_state_dict: keys {sorted(saved)}, wanted {sorted(wanted)}.", "pass what state_dict() returned."
             )
-        start, position = saved["start"], saved["position"]
-        held = Held(start, Layout(saved["axis"], saved["rows"]))
-        state = map_leaves(Tensor, saved["state"])
+        steps, states, position = [*saved["starts"]], map_leaves(Tensor, [*saved["states"]]), saved["position"]
+        held = Held(steps[0] if steps else position, Layout(saved["axis"], saved["rows"]))
         if saved["x"] is not None:
-            steps = flatten(saved["x"])[0].shape[saved["axis"]]
-            held.append(Stretch(saved["x"], None, saved["reset"], steps, held.layout).copied())
-        if not 0 <= start <= position or held.end != position:
+            count = flatten(saved["x"])[0].shape[saved["axis"]]
+            held.append(Stretch(saved["x"], None, saved["reset"], count, held.layout).copied())
+        numbers = [0, *steps, position]
+        if not steps or len(states) != len(steps) or numbers != sorted(numbers) or held.end != position:
             raise InputError(
-                f"load_state_dict: start is {start}, position {position}, with {held.end - start} inputs between.",
+                f"load_state_dict: starts are {steps}, position {position}, with {len(states)} states and inputs to "
+                f"step {held.end}.",
                 "pass what state_dict() returned.",
             )
-        self._check("in the state dict", state)
+        self._check("in the state dict", states, steps[0])
         if self.generator is not None and saved["generator"] is not None:
             self.generator.set_state(saved["generator"])
         self._call += 1
-        self._state, self._start, self.position, self._held = state, start, position, held
+        self._starts = [Start(step, state) for step, state in zip(steps, states, strict=True)]
+        self.position, self._held = position, held
         self._due = None if saved["due"] is None else np.array(saved["due"], np.bool_)
 
     def report(self) -> Report:
@@ -424,20 +446,3 @@ def name_of(layer: Any) -> str:
     """A layer in a line."""
     options = layer.extra_repr() if hasattr(layer, "extra_repr") else ""
     return f"{type(layer).__name__}({options})" if options else getattr(layer, "__name__", type(layer).__name__)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number)
-
-
-def _lengths(k1: Any, k2: Any) -> tuple[int, int]:
-    k2 = k1 if k2 is None else k2
-    for name, value in (("k1", k1), ("k2", k2)):
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-            raise InputError(f"truncated: {name} is {value!r}.", "pass a number of steps, 1 or more.")
-    if k2 < k1:
-        raise InputError(
-            f"truncated: k2 = {k2} is less than k1 = {k1}.",
-            "a window has k2 steps, of which k1 are new: k2 is k1 or more.",
-        )
-    return int(k1), int(k2)

@@ -1,17 +1,28 @@
-"""The windows of a stream, and how far back their losses reach."""
+"""The windows of a stream: how long they are, and how far back their losses reach."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Reach", "Report", "Window"]
+from ..engine.errors import InputError
+from ..random import Generator
+
+__all__ = ["Reach", "Report", "Start", "Window", "deviation", "lengths", "new_steps"]
 
 Integers = npt.NDArray[np.int64]
 LINES = 12
+
+
+class Start(NamedTuple):
+    """Where a run of the layer may begin: a step, and the state before it, cut off; None: the layer's own."""
+
+    step: int
+    state: Any
 
 
 class Reach(NamedTuple):
@@ -56,7 +67,7 @@ class Window:
     targets
         Those of the same steps; None if there are none.
     start, stop : int
-        The inputs that were run, counted from the first ever: start, ..., stop - 1.
+        The inputs that the losses can reach, counted from the first ever: start, ..., stop - 1.
     steps : int
         How many of them are new, and have their outputs in `y`.
     state : nest of Tensors
@@ -137,3 +148,35 @@ def _ranges(least: int, most: int) -> list[tuple[int, int]]:
     """At most LINES ranges of equal width (but the last) that cover least, ..., most."""
     width = -(-(most - least + 1) // LINES)
     return [(low, min(low + width - 1, most)) for low in range(least, most + 1, width)]
+
+
+def lengths(k1: Any, k2: Any) -> tuple[int, int]:
+    """What is meant by `k1` and `k2`: both are numbers of steps, and k2 is no less, k1 by default."""
+    k2 = k1 if k2 is None else k2
+    for name, value in (("k1", k1), ("k2", k2)):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+            raise InputError(f"truncated: {name} is {value!r}.", "pass a number of steps, 1 or more.")
+    if k2 < k1:
+        raise InputError(
+            f"truncated: k2 = {k2} is less than k1 = {k1}.",
+            "a window has k2 steps, of which k1 are new: k2 is k1 or more.",
+        )
+    return int(k1), int(k2)
+
+
+def deviation(jitter: Any) -> float:
+    """What is meant by `jitter`."""
+    if not _is_number(jitter) or not 0 <= jitter < math.inf:
+        raise InputError(f"truncated: jitter is {jitter!r}.", "pass a standard deviation in steps, or 0 for none.")
+    return float(jitter)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number)
+
+
+def new_steps(k1: int, jitter: float, generator: Generator) -> int:
+    """How many new steps a window has, drawn as in AWD-LSTM."""
+    middle = k1 if generator.uniform(dtype=np.float64) < 0.95 else k1 / 2
+    drawn = round(float(generator.normal((), middle, jitter, np.float64)))
+    return min(max(drawn, min(5, k1)), k1 + math.ceil(4 * jitter))

@@ -211,8 +211,73 @@ def read_state(
 # ---- the cells ------------------------------------------------------------------------------------------------------
 
 
-class _Cell(Module):
-    """One time step."""
+class Cell(Module):
+    """One time step: a kind of cell says how many gates its weights have, names its states, and writes `step`."""
+
+    gates: int
+    states: tuple[str, ...] = ("h", "c")
+
+    weight_ih: Parameter
+    weight_hh: Parameter
+    bias_ih: Parameter | None
+    bias_hh: Parameter | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        generator: Generator | None = None,
+        dtype: npt.DTypeLike | None = None,
+    ) -> None:
+        check_sizes(type(self).__name__, 1, input_size=input_size, hidden_size=hidden_size)
+        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
+        allocate(self, "", self.gates, input_size, hidden_size, bias, 0, generator, dtype)
+
+    def initial_state(self, *batch: int) -> Any:
+        """Zeros: a state for `batch` rows."""
+        return self._outside(read_state("", self.states, None, self._shapes(batch), "", self.weight_ih.dtype))
+
+    def forward(self, x: Any, state: Any = None) -> Any:
+        return self._outside(self.step(x, self._read(x, state)))
+
+    def step(self, x: Any, state: State) -> State:
+        """The equations."""
+        raise NotImplementedError
+
+    def _read(self, x: Any, state: Any) -> State:
+        """The state as Tensors, once it and x are seen to fit; None is the initial one."""
+        what, dtype = type(self).__name__, self.weight_ih.dtype
+        check_features(what, x, self.input_size, "input_size", dtype)
+        if x.ndim > 2:
+            raise ShapeError(f"{what}: x has shape {x.shape}.", "a cell takes one time step, (batch, input_size).")
+        batch = x.shape[:-1]
+        axes = "(batch, features)" if batch else "(features,)"
+        if state is None:
+            state = self.initial_state(*batch)
+        return read_state(what, self.states, state, self._shapes(batch), axes, dtype)
+
+    def _shapes(self, batch: tuple[int, ...]) -> list[tuple[int, ...]]:
+        return [(*batch, self.hidden_size)] * len(self.states)
+
+    def _outside(self, state: State) -> Any:
+        return state[0] if len(state) == 1 else state
+
+    def affine(self, x: Any) -> Any:
+        """``W x + b``: the part of the gates that does not depend on the state."""
+        return F.linear(x, self.weight_ih, self.shift())
+
+    def shift(self) -> Any:
+        """``b``, if there is one."""
+        return None if self.bias_ih is None or self.bias_hh is None else self.bias_ih + self.bias_hh
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}{'' if self.bias else ', bias=False'}"
+
+
+class _OfKind(Cell):
+    """A cell whose equation layers run too."""
 
     def __init__(
         self,
@@ -223,40 +288,15 @@ class _Cell(Module):
         generator: Generator | None,
         dtype: npt.DTypeLike | None,
     ) -> None:
-        check_sizes(type(self).__name__, 1, input_size=input_size, hidden_size=hidden_size)
-        self._kind = kind
-        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
-        allocate(self, "", kind.gates, input_size, hidden_size, bias, 0, generator, dtype)
+        self.gates, self.states, self._equation = kind.gates, kind.states, kind.equation
+        super().__init__(input_size, hidden_size, bias, generator=generator, dtype=dtype)
 
-    def initial_state(self, *batch: int) -> Any:
-        """Zeros: a state for `batch` rows."""
-        return self._outside(read_state("", self._kind.states, None, self._shapes(batch), "", self._dtype))
-
-    def forward(self, x: Any, state: Any = None) -> Any:
-        what = type(self).__name__
-        check_features(what, x, self.input_size, "input_size", self._dtype)
-        if x.ndim > 2:
-            raise ShapeError(f"{what}: x has shape {x.shape}.", "a cell takes one time step, (batch, input_size).")
-        axes = "(batch, hidden_size)" if x.ndim == 2 else "(hidden_size,)"
-        carried = read_state(what, self._kind.states, state, self._shapes(x.shape[:-1]), axes, self._dtype)
-        prepare, step = self._kind.equation(weights_of(self, ""))
-        return self._outside(step(prepare(x), carried))
-
-    @property
-    def _dtype(self) -> np.dtype[Any]:
-        return weights_of(self, "").ih.dtype
-
-    def _shapes(self, batch: tuple[int, ...]) -> list[tuple[int, ...]]:
-        return [(*batch, self.hidden_size)] * len(self._kind.states)
-
-    def _outside(self, state: State) -> Any:
-        return state[0] if len(state) == 1 else state
-
-    def extra_repr(self) -> str:
-        return f"{self.input_size}, {self.hidden_size}{'' if self.bias else ', bias=False'}"
+    def step(self, x: Any, state: State) -> State:
+        prepare, go = self._equation(weights_of(self, ""))
+        return go(prepare(x), state)
 
 
-class RNNCell(_Cell):
+class RNNCell(_OfKind):
     """``h' = tanh(W_ih x + b_ih + W_hh h + b_hh)``.
 
     Parameters
@@ -289,7 +329,7 @@ class RNNCell(_Cell):
         super().__init__(rnn_kind("RNNCell", nonlinearity), input_size, hidden_size, bias, generator, dtype)
 
 
-class GRUCell(_Cell):
+class GRUCell(_OfKind):
     """``h' = (1 - z) n + z h`` (Cho et al. 2014); parameters and use as for `RNNCell`, weights stacked as r, z, n.
 
     Parameters
@@ -312,7 +352,7 @@ class GRUCell(_Cell):
         super().__init__(gru_kind(reset_after), input_size, hidden_size, bias, generator, dtype)
 
 
-class LSTMCell(_Cell):
+class LSTMCell(_OfKind):
     """``c' = f c + i g, h' = o tanh(c')`` (Hochreiter & Schmidhuber 1997, Gers et al. 2000).
 
     Parameters as for `RNNCell`, weights stacked as i, f, g, o; ``cell(x, (h, c)) -> (h, c)``.

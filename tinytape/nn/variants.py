@@ -23,9 +23,9 @@ from ..ops.shape import broadcast_to, expand_dims, split, squeeze
 from ..ops.softmax import softmax
 from ..random import Generator, check_probability, default_generator
 from . import functional as F
-from .cells import State, allocate, read_state
-from .checks import check_array, check_features, check_sizes
-from .module import Module, Parameter
+from .cells import Cell, State
+from .checks import check_array, check_sizes
+from .module import Parameter
 
 __all__ = [
     "CoupledLSTMCell", "LayerNormLSTMCell", "MemoryAttentionCell", "MinimalGatedUnitCell", "PeepholeLSTMCell",
@@ -33,72 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-class _Cell(Module):
-    """One time step: a kind of cell says how many gates its weights have, names its states, and writes `step`."""
-
-    gates: int
-    states: tuple[str, ...] = ("h", "c")
-
-    weight_ih: Parameter
-    weight_hh: Parameter
-    bias_ih: Parameter | None
-    bias_hh: Parameter | None
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        *,
-        generator: Generator | None = None,
-        dtype: npt.DTypeLike | None = None,
-    ) -> None:
-        check_sizes(type(self).__name__, 1, input_size=input_size, hidden_size=hidden_size)
-        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
-        allocate(self, "", self.gates, input_size, hidden_size, bias, 0, generator, dtype)
-
-    def initial_state(self, *batch: int) -> Any:
-        """Zeros: a state for `batch` rows."""
-        return self._outside(read_state("", self.states, None, self._shapes(batch), "", self.weight_ih.dtype))
-
-    def forward(self, x: Any, state: Any = None) -> Any:
-        return self._outside(self.step(x, self._read(x, state)))
-
-    def step(self, x: Any, state: State) -> State:
-        """The equations."""
-        raise NotImplementedError
-
-    def _read(self, x: Any, state: Any) -> State:
-        """The state as Tensors, once it and x are seen to fit; None is the initial one."""
-        what, dtype = type(self).__name__, self.weight_ih.dtype
-        check_features(what, x, self.input_size, "input_size", dtype)
-        if x.ndim > 2:
-            raise ShapeError(f"{what}: x has shape {x.shape}.", "a cell takes one time step, (batch, input_size).")
-        batch = x.shape[:-1]
-        axes = "(batch, features)" if batch else "(features,)"
-        if state is None:
-            state = self.initial_state(*batch)
-        return read_state(what, self.states, state, self._shapes(batch), axes, dtype)
-
-    def _shapes(self, batch: tuple[int, ...]) -> list[tuple[int, ...]]:
-        return [(*batch, self.hidden_size)] * len(self.states)
-
-    def _outside(self, state: State) -> Any:
-        return state[0] if len(state) == 1 else state
-
-    def affine(self, x: Any) -> Any:
-        """``W x + b``: the part of the gates that does not depend on the state."""
-        return F.linear(x, self.weight_ih, self.shift())
-
-    def shift(self) -> Any:
-        """``b``, if there is one."""
-        return None if self.bias_ih is None or self.bias_hh is None else self.bias_ih + self.bias_hh
-
-    def extra_repr(self) -> str:
-        return f"{self.input_size}, {self.hidden_size}{'' if self.bias else ', bias=False'}"
-
-
-class PeepholeLSTMCell(_Cell):
+class PeepholeLSTMCell(Cell):
     """An LSTM whose gates also see the cell (Gers & Schmidhuber 2000).
 
     With ``z = W x + U h + b`` in quarters for i, f, g, o, and p a vector for each gate::
@@ -145,7 +80,7 @@ class PeepholeLSTMCell(_Cell):
         return sigmoid(o + p_o * c) * tanh(c), c
 
 
-class CoupledLSTMCell(_Cell):
+class CoupledLSTMCell(Cell):
     """An LSTM that forgets as much as it takes in, f = 1 - i (CIFG, Greff et al. 2017).
 
     With ``z = W x + U h + b`` in thirds for i, g, o::
@@ -164,7 +99,7 @@ class CoupledLSTMCell(_Cell):
         return sigmoid(o) * tanh(c), c
 
 
-class LayerNormLSTMCell(_Cell):
+class LayerNormLSTMCell(Cell):
     """An LSTM with layer normalisation (Ba, Kiros & Hinton 2016).
 
     With N(a) = (a - mean(a)) / sqrt(var(a) + eps) over the features of a row::
@@ -221,7 +156,7 @@ class LayerNormLSTMCell(_Cell):
         return F.layer_norm(a, a.shape[-1:], gain, shift, self.eps)
 
 
-class ZoneoutLSTMCell(_Cell):
+class ZoneoutLSTMCell(Cell):
     """An LSTM some of whose units keep their last value, at random (Krueger et al. 2017).
 
     With h~ and c~ what an LSTM would go on to::
@@ -308,7 +243,7 @@ def _read_zones(zones: Any, state: State) -> tuple[Any, ...]:
     return tuple(cast(Any, zones))
 
 
-class MinimalGatedUnitCell(_Cell):
+class MinimalGatedUnitCell(Cell):
     """The minimal gated unit: a GRU with one gate for both of its jobs (Zhou et al. 2016).
 
     ::
@@ -330,7 +265,7 @@ class MinimalGatedUnitCell(_Cell):
         return (h + f * (tanh(x_n + (f * h) @ u_n) - h),)
 
 
-class MemoryAttentionCell(_Cell):
+class MemoryAttentionCell(Cell):
     """A recurrent network that reads from and writes to a small memory by content (after Graves et al. 2014).
 
     The memory M has `slots` rows of `width` numbers for each sequence. With <M, k> = softmax(M k / √width), the
