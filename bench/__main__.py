@@ -7,7 +7,7 @@ BENCHMARKS = {
     "overhead": "microseconds an op on 8x8 arrays, beside PyTorch, autograd and bare NumPy",
     "scan": "a recurrent layer, forward and backward over time, beside PyTorch and JAX",
     "lm": "the whole training step of a word model of two LSTM layers",
-    "memory": "what exact backpropagation through time keeps, in floats a step and row",
+    "memory": "workspace and time against the number of steps, exact and truncated; what one layer keeps",
     "start": "from a fresh process to the first gradient of an LSTM",
 }
 

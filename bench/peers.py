@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import cells
+from bench import cells, summed
 from bench.cases import Case, inputs, keep_flags, row_lengths, weights
 from bench.worker import Step
 
@@ -104,6 +104,45 @@ def torch_by_token(case: Case, one: Any, initial: Any) -> Step:
     return step
 
 
+def torch_summed(task: summed.Task, how: str, threads: int) -> Step:
+    """`torch.nn`'s layer over a long sequence, as one piece (``full``) or in several.
+
+    ``checkpoint``: each piece is run again on the way back. ``truncated``: each is gone back through at once.
+    """
+    torch = start_torch(threads)
+    from torch.utils.checkpoint import checkpoint
+
+    held = {name: torch.from_numpy(value) for name, value in summed.weights(task).items()}
+    readout = held.pop("readout").requires_grad_()
+    model = torch.nn.LSTM(1, task.H, dtype=getattr(torch, task.dtype))
+    model.load_state_dict(held)
+    steps = {"full": task.T, "checkpoint": task.stretch, "truncated": summed.WINDOW}[how]
+    parts = list(zip(*(torch.from_numpy(value).split(steps) for value in summed.data(task)), strict=True))
+
+    def over(x: Any, target: Any, h: Any, c: Any) -> Any:
+        y, (h, c) = model(x, (h, c))
+        error = y @ readout - target
+        return (error * error).sum() * task.share, h, c
+
+    def backward():
+        h = c = torch.zeros(1, task.B, task.H, dtype=readout.dtype)
+        total = 0.0
+        for x, target in parts:
+            if how == "checkpoint":
+                loss, h, c = checkpoint(over, x, target, h, c, use_reentrant=False, preserve_rng_state=False)
+            else:
+                loss, h, c = over(x, target, h, c)
+            if how == "truncated":
+                loss.backward()
+                h, c = h.detach(), c.detach()
+            else:
+                total = total + loss
+        if how != "truncated":
+            total.backward()
+
+    return summed.training(dict(model.named_parameters()) | {"readout": readout}, backward)
+
+
 # ---- JAX ------------------------------------------------------------------------------------------------------------
 
 
@@ -187,5 +226,40 @@ def jax_by_token(case: Case, lib: cells.Library, held: cells.Weights, x: Any, ze
             y, states = jax.block_until_ready(one(held, token, states))
             ys.append(y)
         return lambda: {"y": np.stack(ys)}
+
+    return step
+
+
+def jax_summed(task: summed.Task, how: str) -> Step:
+    """`lax.scan` over a long sequence (``full``), or over stretches of it, each a scan in a `jax.checkpoint`.
+
+    The input's product stays inside, where it costs nothing for one number and keeps nothing.
+    """
+    jax, lib = start_jax(task.case), jax_library()
+    jnp = jax.numpy
+    held, data, zeros = jax.tree.map(jnp.asarray, (summed.weights(task), summed.data(task), summed.zeros(task)))
+    steps = task.stretch
+    stretches = task.T // steps
+    whole = stretches * steps
+
+    def total(held: cells.Weights, data: Any) -> Any:
+        w = turned(summed.of_step(held))
+
+        def over(state: Any, data: Any) -> Any:
+            return jax.lax.scan(lambda s, now: summed.advance(lib, w, s, now), state, data, unroll=UNROLL)
+
+        if how == "full":
+            state, _ = over(zeros, data)
+        else:
+            cut = jax.tree.map(lambda x: x[:whole].reshape(stretches, steps, *x.shape[1:]), data)
+            state, _ = jax.lax.scan(jax.checkpoint(over), zeros, cut)
+            state, _ = jax.checkpoint(over)(state, jax.tree.map(lambda x: x[whole:], data))
+        return state[-1].sum() * task.share
+
+    compiled = jax.jit(jax.grad(total)).lower(held, data).compile()
+
+    def step():
+        grads = jax.block_until_ready(compiled(held, data))
+        return lambda: {"d" + name: np.asarray(grad) for name, grad in grads.items()}
 
     return step

@@ -246,20 +246,7 @@ def test_a_gradient_of_another_size_is_found():
         start.check("x", {"gradients": [1.0, 2.0]}, {"gradients": [1.0, 2.1]})
 
 
-# ---- memory and start -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
-def test_a_peak_that_is_gone_is_seen():
-    before = memory.reset_peak()
-    np.ones(8_000_000)  # 64 MB, freed at once
-    assert 60e6 < memory.peak() - before < 90e6
-
-
-def test_floats_a_step_and_row():
-    case = Case("lstm", 10, 2, 3, 4)
-    outputs = 4 * 10 * 2 * (3 + 4)
-    assert memory.multiple({"grown": outputs + 4 * 10 * 2 * 4 * 6.5, "outputs": outputs}, case) == 6.5
+# ---- start ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("contender", start.SCRIPTS)
