@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tinytape.compile import cache
-from tinytape.kernels import compiler, folder, store
+from tinytape.kernels import compiler, fingerprint, folder, store
 
 pytestmark = pytest.mark.skipif(not compiler.usable(), reason="needs Numba's compiler")
 
@@ -100,9 +100,9 @@ def test_other_types_are_compiled_and_kept_too():
 def test_everything_lies_in_the_folder(empty_folder):
     compiled_by_a_run("LSTMCell(3, 4) ../x")
     module = cache.load("LSTMCell(3, 4) ../x", SOURCE)
-    assert module.__file__.startswith(str(empty_folder / store.fingerprint() / "LSTMCell_3_4_x_"))
+    assert module.__file__.startswith(str(empty_folder / fingerprint.fingerprint() / "LSTMCell_3_4_x_"))
     assert {path.suffix for path in empty_folder.glob("*/*")} <= {".py", ".kernel"}
-    assert module.squares.stats.cache_path == str(empty_folder / store.fingerprint())
+    assert module.squares.stats.cache_path == str(empty_folder / fingerprint.fingerprint())
 
 
 def test_other_users_may_read_what_the_umask_lets_them(monkeypatch):
@@ -206,22 +206,47 @@ def test_the_fingerprint_knows_the_kernels_and_the_processor(monkeypatch, tmp_pa
     (tmp_path / "a.py").write_text("a = 1")
 
     def found():
-        return store.fingerprint.__wrapped__()
+        return fingerprint.fingerprint.__wrapped__()
 
     here = found()
-    monkeypatch.setattr(store, "__file__", str(tmp_path / "store.py"))
+    monkeypatch.setattr(fingerprint, "__file__", str(tmp_path / "fingerprint.py"))
     one = found()
     (tmp_path / "a.py").write_text("a = 2")
     two = found()
     (tmp_path / "b.py").write_text("")
     three = found()
-    monkeypatch.setattr(store.config, "CPU_NAME", "nehalem")
+    monkeypatch.setenv("NUMBA_CPU_NAME", "nehalem")
     four = found()
-    monkeypatch.setattr(store.config, "CPU_FEATURES", "+sse4.2,+ssse3")
+    monkeypatch.setenv("NUMBA_CPU_FEATURES", "+sse4.2,+ssse3")
     five = found()
-    monkeypatch.setattr(store.config, "CPU_FEATURES", "+ssse3,+sse4.2")
-    assert len({here, one, two, three, four, five}) == 6
-    assert found() == five
+    monkeypatch.setattr(fingerprint.llvm, "get_host_cpu_name", lambda: "another")
+    six = found()
+    assert len({here, one, two, three, four, five, six}) == 7
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "1")  # which no code depends on
+    assert found() == six
+    monkeypatch.setattr(fingerprint, "HEAD", -1)
+    assert found() != six
+
+
+def test_the_fingerprint_knows_what_lies_in_the_current_folder(monkeypatch, tmp_path):
+    before = fingerprint.fingerprint.__wrapped__()
+    monkeypatch.chdir(tmp_path)
+    assert fingerprint.fingerprint.__wrapped__() == before
+    (tmp_path / ".numba_config.yaml").write_text("opt: 0")
+    assert fingerprint.fingerprint.__wrapped__() != before
+
+
+def test_the_fingerprint_knows_numbas_version(monkeypatch, tmp_path):
+    """It is read from the file that releases have; what has no such file is asked."""
+    import numba
+
+    assert f'"version": "{numba.__version__}"'.encode() in fingerprint._numba()
+    found = fingerprint.find_spec("numba")
+    found.origin = str(tmp_path / "__init__.py")
+    monkeypatch.setattr(fingerprint, "find_spec", lambda name: found)
+    assert fingerprint._numba() == numba.__version__
+    monkeypatch.setattr(fingerprint, "find_spec", lambda name: None)
+    assert fingerprint._numba() == ""
 
 
 def test_numba_still_asks_the_store():
@@ -267,6 +292,35 @@ def test_an_unwritable_folder_is_warned_of_once(monkeypatch, tmp_path):
         assert compiled_by_a_run("another") == 0
     (warning,) = caught
     assert "TINYTAPE_CACHE_DIR" in str(warning.message) and str(tmp_path) in str(warning.message)
+
+
+def test_a_folder_that_cannot_even_be_looked_for(monkeypatch, tmp_path):
+    program = "from tinytape.kernels import compiler; print(compiler.usable())\n" + PROGRAM
+    done = fresh(program, TINYTAPE_CACHE_DIR=str(tmp_path / ("x" * 300)))
+    assert done.stdout == "True\n14.0 2\n"
+    assert done.stderr.count("RuntimeWarning") == 1
+
+
+def test_a_spoilt_file_that_cannot_be_written_over(monkeypatch):
+    compiled_by_a_run()
+    for path in kernels():
+        path.write_bytes(b"")
+    write = folder._write
+
+    def refuse(path, data):
+        if path.is_relative_to(folder.location()):
+            raise PermissionError(13, "Permission denied")
+        return write(path, data)
+
+    monkeypatch.setattr(folder, "_write", refuse)
+    with pytest.warns(RuntimeWarning, match="cannot be kept"):
+        assert compiled_by_a_run() == 2
+    assert compiled_by_a_run() == 0, "the temporary folder has a good one"
+
+
+def test_a_long_name_makes_no_long_file_name():
+    assert compiled_by_a_run("a cell" * 100) == 2
+    assert compiled_by_a_run("a cell" * 100) == 0
 
 
 def test_the_temporary_folder_goes_with_the_process(monkeypatch, tmp_path):

@@ -357,7 +357,10 @@ def test_no_memory_outside_is_touched():
 CALLER = """
 import numpy as np
 from numba import njit
-from tinytape.kernels.product32 import pack, packed_size, product
+from tinytape.kernels.product import bind
+
+products = bind(np.float32)
+pack, packed_size, product = products.pack, products.packed_size, products.product
 
 @njit(cache=True)
 def kernel(m, n, k, a, b, scratch, c):
@@ -386,7 +389,7 @@ def test_kernels_that_call_products_are_cached(tmp_path):
 
 
 def test_import_without_the_compiler():
-    assert fresh("from tinytape.kernels import product32, product64; print('ok')", NUMBA_DISABLE_JIT="1") == "ok"
+    assert fresh("from tinytape.kernels import product; print('ok')", NUMBA_DISABLE_JIT="1") == "ok"
 
 
 NARROWER = {

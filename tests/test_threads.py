@@ -301,6 +301,13 @@ def test_the_quota_of_a_container(tmp_path, text, expected):
     assert threads._quota(str(tmp_path / "none")) == os.cpu_count()
 
 
+def test_without_the_interpreters_lock_the_caller_does_all(monkeypatch):
+    monkeypatch.setattr(threads, "_SHARES", False)
+    done = []
+    threads.run(lambda k: done.append((k, threading.current_thread())), 5)
+    assert done == [(k, threading.main_thread()) for k in range(5)]
+
+
 def test_set_num_threads():
     runtime.set_num_threads(np.int64(2))
     assert runtime.get_num_threads() == 2

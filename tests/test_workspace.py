@@ -233,8 +233,20 @@ def test_fork_while_another_thread_takes_blocks():
     assert done.returncode == 0, done.stderr
 
 
-def test_blocks_that_are_alive_at_the_end():
-    code = "from tinytape.kernels import workspace as w; a = w.take(9); b = w.take(9).array('u1', (9,))"
+OUTLIVING = """
+import os, sys
+from tinytape.kernels import workspace
+sys.kept = os
+os.kept = os, workspace, workspace.take(9)
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["from tinytape.kernels import workspace as w; a = w.take(9); b = w.take(9).array('u1', (9,))", OUTLIVING],
+    ids=["of the program", "that outlive the module's names"],
+)
+def test_blocks_that_are_alive_at_the_end(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
+import struct
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
 
 from ..engine.tree import Array
-from ..kernels.table import HEAD
+from ..kernels.address import HEAD, address_of
 
-__all__ = ["address_of", "bases_of"]
+__all__ = ["bases_of"]
 
 
-def bases_of(arrays: Sequence[Array], addresses: Sequence[int]) -> Array:
+def bases_of(arrays: Sequence[Array], addresses: Sequence[int]) -> bytes:
     """What `kernels.table.addressed` takes: arrays, which must live on, and after them addresses."""
+    words = f"{1 + len(arrays) + len(addresses)}q"
     if HEAD:
-        return np.array([len(arrays), *map(id, arrays), *addresses], np.int64)
-    return np.array([0, *map(address_of, arrays), *addresses], np.int64)
-
-
-def address_of(array: Any) -> int:
-    """Where an array begins."""
-    if HEAD:
-        return _word_at(id(array) + HEAD).value or 0
-    return array.__array_interface__["data"][0]
-
-
-_word_at = ctypes.c_void_p.from_address
+        return struct.pack(words, len(arrays), *map(id, arrays), *addresses)
+    return struct.pack(words, 0, *map(address_of, arrays), *addresses)

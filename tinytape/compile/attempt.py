@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from .program import Program
 from .run import Compiled, Run
 from .trace import Key, NotLowerable, Traced, name_of, trace
 
-__all__ = ["Plan", "attempt", "explain", "plan_for", "price", "refuse", "tell"]
+__all__ = ["Plan", "Ready", "attempt", "explain", "plan_for", "price", "refuse", "tell"]
 
 _log = logging.getLogger("tinytape.compile")
 MOST = 512  # plans that are kept
@@ -125,25 +125,46 @@ def attempt(
     if isinstance(plan, NotLowerable):
         return plan
     kernels: Any = plan.kernels
-    first = [x.raw for x in carries]
-    rows = plan.leaves.rows(first)
     if checkpoint is not None and plan.program.carry_seeds:
         if not isinstance(kernels, Compiled):
             return None  # the eager loop does the same
-        chosen = plan_of(kernels, checkpoint, steps, rows)
+        chosen = plan_of(kernels, checkpoint, steps, plan.leaves.rows([x.raw for x in carries]))
         kernels = Checkpointed(kernels, chosen) if chosen.slots else kernels
-    captured = plan.captured(captures)
-    with plan.announced("forward"):
-        first, others = plan.leaves.enter(first, rows), [x.raw for x in inputs]
-        finals, ys, saved = kernels.forward(first, others, captured, steps, rows, reverse)
-    arrays = plan.leaves.leave(finals, ys)
-    if not plan.program.carry_seeds:
-        results = [Tensor.of(a) for a in arrays]
-    else:
-        run = _Scan(plan, kernels, f, init, xs, steps, reverse, eager, captured)
-        results = run.record(carries, inputs, arrays, saved)
+    results = Ready(plan, kernels, plan.captured(captures)).run(f, init, xs, carries, inputs, steps, reverse, eager)
     count = len(carries)
     return unflatten(init, results[:count]), unflatten(plan.y_tree, results[count:])
+
+
+class Ready(NamedTuple):
+    """The kernels for a step, and the tensors that they take from outside."""
+
+    plan: Plan
+    kernels: Any
+    captured: dict[Key, Any]
+
+    def run(
+        self,
+        f: Callable[[Any, Any], Any],
+        init: Any,
+        xs: Any,
+        carries: list[Tensor],
+        inputs: list[Tensor],
+        steps: int,
+        reverse: bool,
+        eager: Callable[..., Any],
+    ) -> list[Tensor]:
+        """The leaves of the last carry and of ys; `carries` and `inputs` are those of init and xs."""
+        plan = self.plan
+        first, others = [x.raw for x in carries], [x.raw for x in inputs]
+        rows = plan.leaves.rows(first)
+        with plan.announced("forward"):
+            first = plan.leaves.enter(first, rows)
+            finals, ys, saved = self.kernels.forward(first, others, self.captured, steps, rows, reverse)
+        arrays = plan.leaves.leave(finals, ys)
+        if not plan.program.carry_seeds:
+            return [Tensor.of(a) for a in arrays]
+        scan = _Scan(plan, self.kernels, f, init, xs, steps, reverse, eager, self.captured)
+        return scan.record(carries, inputs, arrays, saved)
 
 
 def plan_for(

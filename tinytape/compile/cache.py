@@ -1,4 +1,4 @@
-"""Loading generated source, and saying so when that took a compiler."""
+"""The functions of generated source, and saying so when that took a compiler."""
 
 from __future__ import annotations
 
@@ -8,19 +8,55 @@ import os
 import re
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from ..kernels import folder
-from ..kernels.store import compilations, fingerprint, keep
+from ..kernels import folder, native
+from ..kernels.fingerprint import fingerprint
+from ..kernels.native import compilations
 
-__all__ = ["announced", "compilations", "load"]
+__all__ = ["announced", "compilations", "kernel", "load"]
 
 _log = logging.getLogger("tinytape.compile")
 _modules: dict[str, ModuleType] = {}
 _told = 0  # how many compilations have been announced
+
+
+def kernel(name: str, source: str, function: str, parameters: int) -> Callable[..., int]:
+    """A function of integers in generated source, as `kernels.native.functions` gives it.
+
+    Parameters
+    ----------
+    name, source : str
+        As for `load`.
+    function : str
+        The function's name.
+    parameters : int
+        How many integers it takes.
+    """
+    stem = _stem(name, source)
+
+    def origin() -> dict[str, Any]:
+        return vars(load(name, source))
+
+    return native.functions(f"{stem}.{function}", {function: parameters}, origin)[function]
+
+
+def _stem(name: str, source: str) -> str:
+    digest = hashlib.sha256(f"{fingerprint()}\0{source}".encode()).hexdigest()[:16]
+    return f"{re.sub(r'[^0-9A-Za-z]+', '_', name)[:80]}_{digest}"  # file systems take names of 255 bytes
+
+
+def place(name: str, source: str) -> Path:
+    """Where generated source lies for reading; `name` is what a person may look for there."""
+    stem = _stem(name, source)
+    try:
+        return folder.place(fingerprint(), f"{stem}.py", source.encode())
+    except OSError:  # no folder at all can be written
+        return Path(f"<{stem}>")
 
 
 def load(name: str, source: str) -> ModuleType:
@@ -33,14 +69,12 @@ def load(name: str, source: str) -> ModuleType:
     source : str
         Python. It is this text that runs, whatever the file holds.
     """
-    digest = hashlib.sha256(f"{fingerprint()}\0{source}".encode()).hexdigest()[:16]
-    stem = f"{re.sub(r'[^0-9A-Za-z]+', '_', name)}_{digest}"
+    from ..kernels.store import keep
+
+    stem = _stem(name, source)
     if stem in _modules:
         return _modules[stem]
-    try:
-        path = folder.place(fingerprint(), f"{stem}.py", source.encode())
-    except OSError:  # no folder at all can be written
-        path = Path(f"<{stem}>")
+    path = place(name, source)
     module = ModuleType(f"tinytape.compile.generated.{stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # where Numba looks for the globals of a function that was kept

@@ -1,7 +1,7 @@
 """Numba source for a scheduled program, and the table of numbers that its kernels take.
 
-A kernel's arguments are one array of integers, the table (addresses, lengths, strides), and one of floats (the
-program's constants). Each entry of the table has a name in the source; `Table` remembers what it stands for.
+A kernel works from a table of integers (addresses, lengths, strides), which it makes from what it is given, and from
+the program's constants. Each entry of the table has a name in the source; `Entry` remembers what it stands for.
 """
 
 from __future__ import annotations
@@ -63,13 +63,16 @@ def numba_source(plan: Schedule, dims: Dims, title: str) -> tuple[str, Kernel, K
 import numpy as np
 from numba import njit
 from tinytape.kernels.{dtype} import *
-from tinytape.kernels.product{np.dtype(dtype).itemsize * 8} import column_sums, outer_product, product, product_steps
 from tinytape.kernels.processor import flush_denormals, restore_denormals
-from tinytape.kernels.table import addressed
+from tinytape.kernels.product import bind
+from tinytape.kernels.table import addressed, real, word
 
 ITEM = {np.dtype(dtype).itemsize}  # bytes
 inf = np.inf
 number = np.{dtype}
+products = bind(number)
+column_sums, outer_product = products.column_sums, products.outer_product
+product, product_steps = products.product, products.product_steps
 inlined = njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 compiled = njit(nogil=True, error_model="numpy")
 inner = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -241,10 +244,10 @@ class Writer:
         self.calls: dict[str, dict[str, Value]] = {}
         driver = self.forward() if self.name == "forward" else self.backward()
         driver = [f"    {line}" for line in driver]
-        head = ["@compiled", f"def {self.name}(template, positions, sources, bases, constants):"]
-        head += ["    table = addressed(template, positions, sources, bases)"]
-        head += [f"    {name} = table[{i}]" for i, name in enumerate(self.entries)]
-        head += [f"    k{i} = number(constants[{i}])" for i in range(len(self.constants))]
+        head = ["@compiled", f"def {self.name}(numbers, bases, table):"]
+        head += [f"    addressed(numbers, {len(self.constants)}, bases, table)"]
+        head += [f"    {name} = word(table, {i})" for i, name in enumerate(self.entries)]
+        head += [f"    k{i} = number(real(numbers, {2 + i}))" for i in range(len(self.constants))]
         head += ["    before = flush_denormals()"]
         source = "\n\n\n".join([*self.functions, "\n".join([*head, *driver, "    restore_denormals(before)"])])
         return Kernel(self.name, source, list(self.entries.values()), self.constants)

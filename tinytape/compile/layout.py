@@ -13,6 +13,7 @@ import numpy as np
 
 from ..engine.tree import Array
 from ..kernels import workspace
+from ..kernels.address import address_of
 from .emit_numba import Entry, Kernel
 from .program import Program, Value
 from .schedule import Half
@@ -136,10 +137,17 @@ class Layout(Space):
         self.start, self.total_rows, self.bases, self.strides = start, total_rows, bases, strides
         self.pads: list[Pad] = []
         entries = [self._entry(entry) for entry in kernel.entries]
-        self.template = np.array([number for _, number in entries], np.int64)
-        addresses = [(i, base) for i, (base, _) in enumerate(entries) if base is not None]
-        self.positions = np.array([i for i, _ in addresses], np.intp)
-        self.sources = np.array([base for _, base in addresses], np.intp)
+        bases_of_entries = [(i, base) for i, (base, _) in enumerate(entries) if base is not None]
+        parts: list[Sequence[int] | Array] = [
+            [len(entries), len(bases_of_entries)],
+            np.array(kernel.constants, np.float64).view(np.int64),
+            [number for _, number in entries],
+            [i for i, _ in bases_of_entries],
+            [base for _, base in bases_of_entries],
+        ]
+        self.entries = len(entries)
+        self.numbers = np.concatenate([np.asarray(part, np.int64) for part in parts])  # for `kernels.table.addressed`
+        self.address = address_of(self.numbers)
 
     def borrow(self, parts: Sequence[Value] = ()) -> Pad:
         """Memory for a run, to be given back."""
@@ -228,7 +236,7 @@ class Layout(Space):
 class Pad:
     """Memory for one run of a kernel that nothing needs afterwards, with the arrays in it that are not the kernel's."""
 
-    __slots__ = ("address", "block", "parts", "rings")
+    __slots__ = ("address", "block", "parts", "rings", "table", "words")
 
     def __init__(self, layout: Layout, parts: Sequence[Value]) -> None:
         dtype = np.dtype(layout.program.dtype)
@@ -242,6 +250,8 @@ class Pad:
             self.rings.append(None if ring is None else self.block.array(dtype, shape, ring))
         self.block.array(np.uint8, (layout.nbytes_of_zeros,), offsets["zeros"])[:] = 0
         self.parts = [np.zeros(v.shape, dtype) for v in parts]  # kernels leave them zeroed
+        self.words = np.empty(layout.entries, np.int64)
+        self.table = address_of(self.words)
 
 
 def _padded(value: Value) -> int:

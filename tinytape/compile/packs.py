@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..engine.tape import Storage
 from ..engine.tree import Array
-from .addresses import address_of
+from ..kernels import native
+from ..kernels.address import address_of
 from .program import Value
 from .recipes import Invariants
 
@@ -24,13 +27,17 @@ class Panels(NamedTuple):
     memory: Array
 
 
-def products(dtype: np.dtype[Any]) -> Any:
-    """The kernels for products of a dtype."""
-    if dtype == np.float32:
-        from ..kernels import product32 as found
-    else:
-        from ..kernels import product64 as found
-    return found
+@cache
+def products(dtype: np.dtype[Any]) -> SimpleNamespace:
+    """The kernels for products of a dtype that are called from here."""
+
+    def origin() -> dict[str, Any]:
+        from ..kernels.product import bind
+
+        return vars(bind(dtype.type))
+
+    parameters = {"packed_size": 2, "pack": 6, "outer_scratch": 3}
+    return SimpleNamespace(**native.functions(f"product.{dtype.name}", parameters, origin))
 
 
 class Matrix:
@@ -77,10 +84,10 @@ def owner_of(value: Value) -> tuple[Any, bool]:
 def _pack(matrix: Array) -> Panels:
     kernels = products(matrix.dtype)
     k, n = matrix.shape
-    panels = aligned(int(kernels.packed_size(k, n)), matrix.dtype)
+    panels = aligned(kernels.packed_size(k, n), matrix.dtype)
     row, column = (s // matrix.itemsize for s in matrix.strides)
-    address = panels.__array_interface__["data"][0]
-    kernels.pack(k, n, matrix.__array_interface__["data"][0], row, column, address)
+    address = address_of(panels)
+    kernels.pack(k, n, address_of(matrix), row, column, address)
     return Panels(address, panels)
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from ..engine.tree import Array
 from ..kernels import threads, workspace
 from .addresses import bases_of
-from .cache import load
+from .cache import kernel
 from .dims import Dims
 from .emit_numba import numba_source
-from .layout import ALIGN, Layout, Space, Strides, strides_of
+from .layout import ALIGN, Layout, Pad, Space, Strides, strides_of
 from .packs import Matrix, products
 from .program import Program, Value
 from .recipes import Invariants, finish
@@ -24,10 +24,12 @@ from .schedule import Half, schedule, settle_roots
 __all__ = ["Compiled", "Gradients", "Run"]
 
 TALL = 48  # rows that a hoisted product has at least, if there are so many
-DEEP = 256  # rows that a weight gradient's product has at least
+DEEP = 96  # rows that a weight gradient's product has at least
 WORTH = 24_000_000  # floating-point operations of a forward run that are worth a second thread
 LARGE = 1 << 18  # bytes: from here on arrays come from the pool
+ARGUMENTS = 3  # of a kernel: numbers, bases, room for a table
 Arrays = Sequence[Array]
+Function = Callable[..., int]
 
 
 class Run(NamedTuple):
@@ -67,7 +69,7 @@ class Compiled:
         self.dims = Dims(program)
         self.plan = schedule(program, self.dims)
         self.source, self.forward_kernel, self.backward_kernel = numba_source(self.plan, self.dims, title)
-        self.module = load(title, self.source)
+        self.title = title
         self.dtype = np.dtype(program.dtype)
         self.layouts: dict[Any, list[Layout]] = {}
 
@@ -105,12 +107,12 @@ class Compiled:
         panels = [m.panels(run.invariants) for m in self.forward_matrices]
         addresses = [p.address for p in panels]
 
-        def bases(i: int) -> Array:
+        def bases(i: int) -> bytes:
             return bases_of(arrays, [*addresses, run.history[i].address if run.history else 0, pads[i].address])
 
         if run.start:
             self._put_before(run, layouts)
-        _launch(self.module.forward, self.forward_constants, layouts, bases)
+        _launch(self.forward_function, layouts, pads, bases)
         blocks = run.history or [pad.block for pad in pads]
         finals = [
             np.array(run.ys[at][-1]) if at is not None else self._final(i, run.rows, layouts, blocks)
@@ -181,11 +183,11 @@ class Compiled:
         ]  # fmt: skip
         addresses = [int(run.start > 0), int(later), *[p.address for p in panels]]
 
-        def bases(i: int) -> Array:
+        def bases(i: int) -> bytes:
             own = [*addresses, run.history[i].address, pads[i].address]
             return bases_of([*arrays, *gradients.sums[i], *pads[i].parts], own)
 
-        _launch(self.module.backward, self.backward_constants, layouts, bases)
+        _launch(self.backward_function, layouts, pads, bases)
         dinit = [
             None if g is None else np.empty((run.rows, *g.shape), self.dtype) for g in self.program.carry_gradients
         ]
@@ -285,7 +287,7 @@ class Compiled:
 
         Cuts between blocks lie at multiples of it, wherever a run begins, so that sums are added up in the same order.
         """
-        most = -(-rows // count) * self.inner  # of a thread
+        most = max(1, -(-rows // count) * self.inner)  # of a thread
         block = -(-TALL // most)
         return block if name == "forward" else block * -(-self._deep() // (most * block))
 
@@ -306,7 +308,7 @@ class Compiled:
         for value in self.plan.sums:
             if value.kind == "outer":
                 inner = value.args[0].size // value.args[0].shape[-1]
-                most = max(most, int(kernels.outer_scratch(inner * rows * (block if inner == 1 else 1), *value.shape)))
+                most = max(most, kernels.outer_scratch(inner * rows * (block if inner == 1 else 1), *value.shape))
         return most
 
     # ---- what does not change over time ------------------------------------------------------------------------
@@ -358,13 +360,12 @@ class Compiled:
         return list(dict.fromkeys(v for v in found if isinstance(v, Value) and v.kind == "invariant"))
 
     @cached_property
-    def forward_constants(self) -> Array:
-        return np.array(self.forward_kernel.constants, np.float64)
+    def forward_function(self) -> Function:
+        return kernel(self.title, self.source, "forward", ARGUMENTS)
 
     @cached_property
-    def backward_constants(self) -> Array:
-        assert self.backward_kernel is not None
-        return np.array(self.backward_kernel.constants, np.float64)
+    def backward_function(self) -> Function:
+        return kernel(self.title, self.source, "backward", ARGUMENTS)
 
     @cached_property
     def added(self) -> list[Value]:
@@ -377,12 +378,11 @@ class Compiled:
         return [invariants[value] for value in self.read_invariants]
 
 
-def _launch(kernel: Any, constants: Array, layouts: list[Layout], bases: Callable[[int], Array]) -> None:
+def _launch(function: Function, layouts: list[Layout], pads: list[Pad], bases: Callable[[int], bytes]) -> None:
     """Run a kernel once for each layout, on as many threads."""
 
     def task(i: int) -> None:
-        layout = layouts[i]
-        kernel(layout.template, layout.positions, layout.sources, bases(i), constants)
+        function(layouts[i].address, bases(i), pads[i].table)
 
     if len(layouts) == 1:
         task(0)

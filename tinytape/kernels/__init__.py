@@ -1,5 +1,6 @@
 """Kernels in Numba: explicit vectors, matrix products, threads and memory for generated code.
 
 Nothing here knows of Tensors or tapes. Arguments are taken as already checked, arrays as addresses and strides.
-Importing this package imports Numba, so the rest of tinytape does it inside functions only.
+Most modules import Numba, so the rest of tinytape imports them inside functions only. Kernels that were compiled
+before are loaded and called without it: see `native`.
 """

@@ -3,24 +3,26 @@
 Files are named by a hash of all that went into them and are written whole, by renaming, so processes that start
 together may write the same file and each reader sees one or the other. Where the folder cannot be written, what is
 there is still read, and new files go to a temporary folder of this process.
+
+Compiled code is *checked*: the file begins with a checksum over the rest and over its own name.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
 import os
 import re
 import shutil
 import sys
 import tempfile
 import time
-import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["location", "place", "prune", "read", "size", "writable", "write"]
+__all__ = ["holds", "location", "place", "prune", "read", "read_checked", "size", "writable", "write", "write_checked"]
 
 LIMIT = 200 * 2**20
 """Bytes that the folder may hold; the files that have not been used for longest go first."""
@@ -31,7 +33,9 @@ UNUSED = 60 * 86400.0
 _DAY = 86400.0
 _HOUR = 3600.0
 _GROUP = re.compile(r"[0-9a-f]{16}")  # the folders and files that are ours: all others are left alone
-_FILE = re.compile(r".*\.(py|kernel|writing)")
+_FILE = re.compile(r".*\.(py|kernel|native|writing)")
+
+_DIGEST = hashlib.sha256().digest_size
 
 _temporary: Path | None = None
 _pruned = False
@@ -73,6 +77,32 @@ def read(group: str, name: str) -> bytes | None:
     return next((data for _, data in _found(group, name)), None)
 
 
+def holds(group: str, pattern: str) -> bool:
+    """Whether there is a file whose name matches."""
+    try:
+        return next((location() / group).glob(pattern), None) is not None
+    except OSError:  # no folder that can be read
+        return False
+
+
+def read_checked(group: str, name: str) -> bytes | None:
+    """What `write_checked` wrote, or None where that is not what the file holds."""
+    for _, data in _found(group, name):
+        if data[:_DIGEST] == _checksum(group, name, data[_DIGEST:]):
+            return data[_DIGEST:]
+    return None
+
+
+def write_checked(group: str, name: str, data: bytes) -> None:
+    """Write a file for `read_checked`. Where nothing can be written at all, the next process does without."""
+    with contextlib.suppress(OSError):
+        write(group, name, _checksum(group, name, data) + data)
+
+
+def _checksum(group: str, name: str, data: bytes) -> bytes:
+    return hashlib.sha256(f"{group}/{name}\0".encode() + data).digest()
+
+
 def place(group: str, name: str, data: bytes) -> Path:
     """The path of a file that holds `data`, which is written unless it is there.
 
@@ -105,7 +135,7 @@ def write(group: str, name: str, data: bytes) -> Path:
 
 def _write(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.writing")
+    part = path.with_name(f"{path.stem}-{os.urandom(16).hex()}.writing")
     try:
         part.write_bytes(data)
         part.replace(path)

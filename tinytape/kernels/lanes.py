@@ -14,16 +14,14 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np.numpy_support import from_dtype
 
-from . import processor
-from .compiler import kernel, usable
+from . import native, objects, processor
+from .compiler import usable
 from .value import Value, splat
 
 __all__ = ["Lanes", "Variable", "lanes_of", "load_routines", "routine", "size_of"]
@@ -208,7 +206,6 @@ def lanes_of(typing_context, zero):
 Body = Callable[..., None]
 
 _bodies: dict[str, Body] = {}
-_compiled: list[Any] = []  # the code may go with the functions that hold it
 
 
 def _parameters(body: Body) -> list[inspect.Parameter]:
@@ -218,10 +215,6 @@ def _parameters(body: Body) -> list[inspect.Parameter]:
 
 def _type(body: Body) -> ir.FunctionType:
     return ir.FunctionType(_NOTHING, [_INTEGER] * len(_parameters(body)))
-
-
-def _symbol(name: str, zero: types.Type) -> str:
-    return f"tinytape_{name}_{zero}"
 
 
 def routine(body: Body) -> Any:
@@ -243,7 +236,9 @@ def routine(body: Body) -> Any:
 
     def definition(typing_context, zero, *arguments):
         def generate(context, builder, signature, values):
-            builder.call(cgutils.get_or_insert_function(builder.module, _type(body), _symbol(name, zero)), values[1:])
+            builder.call(
+                cgutils.get_or_insert_function(builder.module, _type(body), native.symbol(name, str(zero))), values[1:]
+            )
             return context.get_dummy_value()
 
         return types.void(zero, *[types.int64] * len(_parameters(body))), generate
@@ -256,29 +251,16 @@ def routine(body: Body) -> Any:
     return intrinsic(definition)
 
 
-def _write(module: ir.Module, body: Body, element: ir.Type) -> ir.Function:
-    """The routine as a function of a module."""
-    function = ir.Function(module, _type(body), module.get_unique_name(body.__name__))
-    function.linkage = "internal"
-    builder = ir.IRBuilder(function.append_basic_block())
-    body(Lanes(builder, element), *(Value(builder, argument) for argument in function.args))
-    builder.ret_void()
-    return function
-
-
-@intrinsic
-def _address(typing_context, zero, index):
-    """The address of a routine by its place in the alphabet."""
-
-    def generate(context, builder, signature, values):
-        element = ir.FloatType() if zero == types.float32 else ir.DoubleType()
-        chosen = ir.Constant(_INTEGER, 0)
-        for i, name in enumerate(sorted(_bodies)):
-            address = builder.ptrtoint(_write(builder.module, _bodies[name], element), _INTEGER)
-            chosen = builder.select(builder.icmp_signed("==", values[1], ir.Constant(_INTEGER, i)), address, chosen)
-        return chosen
-
-    return types.int64(zero, types.int64), generate
+def _written(dtype: np.dtype[Any]) -> ir.Module:
+    """All routines for one kind of float."""
+    module = ir.Module(f"routines of {dtype.name}")
+    element = ir.FloatType() if dtype == np.float32 else ir.DoubleType()
+    for name, body in sorted(_bodies.items()):
+        function = ir.Function(module, _type(body), native.symbol(name, dtype.name))
+        builder = ir.IRBuilder(function.append_basic_block())
+        body(Lanes(builder, element), *(Value(builder, argument) for argument in function.args))
+        builder.ret_void()
+    return module
 
 
 @cache
@@ -292,11 +274,8 @@ def load_routines(dtype: type[np.floating[Any]]) -> None:
     """
     if not usable():
         return
+    from . import packing, sums, tiles  # noqa: F401 - where routines are: what is kept on disk must have all of them
 
-    @kernel
-    def address(index):
-        return _address(dtype(0), index)
-
-    _compiled.append(address)
-    for index, name in enumerate(sorted(_bodies)):
-        llvm.add_symbol(_symbol(name, from_dtype(np.dtype(dtype))), address(index))
+    kind = np.dtype(dtype)
+    symbols = [native.symbol(name, kind.name) for name in sorted(_bodies)]
+    native.share(kind.name, lambda: objects.of_module(_written(kind), symbols))

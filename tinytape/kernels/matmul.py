@@ -1,38 +1,30 @@
 """Large matrix products of arrays, over several threads.
 
 The result is cut into parts along its longest sides, and the sums too where they are much longer than these. Each part
-packs what it needs into memory of its own, so threads share nothing and wait for nobody. A part takes its sums in
-slices, and in each goes through B in chunks that stay in the second-level cache while A goes by.
+packs what it needs into memory of its own, so threads share nothing and wait for nobody.
 
 Sums are taken in an order that depends on the sizes, on which arguments are transposed and on the number of threads.
 """
 
-# pyright: basic, reportCallIssue=false
+# pyright: basic
 
 from __future__ import annotations
 
 import itertools
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import processor, threads, workspace
-from .compiler import kernel
-from .lanes import size_of
-from .multiply import BLOCK, begin_of_part, multiply, part_count
-from .outer import _block_tiles, _multiply_block
-from .packing import pack_part, panel_columns, panel_count
-from .product import bind
-from .tiles import ROWS
+from . import native, threads, workspace
+from .address import address_of
 
 __all__ = ["is_quicker", "matmul"]
 
 Matrix = npt.NDArray[np.floating[Any]]
 
-_DEPTH = 256  # of a slice: rows of B that are packed at a time
-_CHUNK = 2 * BLOCK  # bytes of B that are packed at a time
 _WORK = 1 << 24  # floating-point operations: less is not worth waking a thread
 _SHARES = 4  # parts for each thread, so that one that is held up has less to do
 _SIDE = 128  # rows or columns: in a smaller part, packing would count
@@ -49,7 +41,7 @@ def is_quicker(m: int, k: int, n: int) -> bool:
     each thread must have some work.
     """
     threshold = _WORK * max(4, 2 * threads.get_num_threads())
-    return processor.WIDTH == 64 and min(m, k, n) >= _NARROW and 2 * m * k * n >= threshold
+    return min(m, k, n) >= _NARROW and 2 * m * k * n >= threshold and _machine().vector_bytes() == 64
 
 
 def matmul(a: Matrix, b: Matrix) -> Matrix:
@@ -61,7 +53,6 @@ def matmul(a: Matrix, b: Matrix) -> Matrix:
     b : array, shape (k, n)
         Not empty, of one dtype: float32 or float64 in native byte order. Transposed matrices cost nothing extra.
     """
-    bind(a.dtype.type)
     a, b = _readable(a), _readable(b)
     if a.itemsize not in a.strides:
         a = np.ascontiguousarray(a)
@@ -108,34 +99,26 @@ def _slices(length, count, multiple):
 
 def _multiply(a, b, out):
     """Write one part."""
-    scratch = workspace.take(_CHUNK + BLOCK)
+    scratch = workspace.take(_machine().scratch_of_part())
     steps = [stride // x.itemsize for x in (a, b, out) for stride in x.strides]
-    addresses = [x.__array_interface__["data"][0] for x in (a, b, out)]
-    _multiply_part(a.dtype.type(0), *out.shape, len(b), *addresses, *steps, scratch.address)
+    _part(a.dtype)(*out.shape, len(b), *map(address_of, (a, b, out)), *steps, scratch.address)
     scratch.release()
 
 
-@kernel
-def _multiply_part(zero, m, n, k, a, b, c, a_row, a_column, b_row, b_column, c_row, c_column, scratch):
-    """``C[m, n] = A[m, k] @ B[k, n]`` where the rows or the columns of A are contiguous, and the rows of C."""
-    size, panel = size_of(zero), panel_columns(zero)
-    slices = part_count(k, _DEPTH)
-    for s in range(slices):
-        begin = begin_of_part(k, slices, s)
-        depth = begin_of_part(k, slices, s + 1) - begin
-        chunk = _CHUNK // (depth * panel * size) * panel
-        block = ROWS * _block_tiles(zero, depth, m)
-        left = a + begin * a_column * size
-        for column in range(0, n, chunk):
-            width = min(chunk, n - column)
-            right = b + (begin * b_row + column * b_column) * size
-            target = c + column * size
-            pack_part(zero, depth, width, right, b_row, b_column, scratch, 0, panel_count(zero, width))
-            if a_column == 1:
-                multiply(zero, m, width, depth, left, a_row, scratch, target, c_row, s)
-                continue
-            packed = scratch + _CHUNK
-            for row in range(0, m, block):
-                height = min(block, m - row)
-                from_, to = left + row * size, target + row * c_row * size
-                _multiply_block(zero, 1, depth, height, width, from_, 0, a_column, packed, scratch, to, c_row, s)
+@cache
+def _machine():
+    """What `part` says of this machine."""
+    return native.module("part", vector_bytes=0, scratch_of_part=0)
+
+
+@cache
+def _part(dtype):
+    """The kernel for a dtype."""
+
+    def origin():
+        from . import part
+
+        part.load_routines(dtype.type)
+        return vars(part)
+
+    return native.functions(f"part.{dtype.name}", {"multiply_part": 13}, origin, dtype.name)["multiply_part"]

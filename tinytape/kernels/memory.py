@@ -15,11 +15,12 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.arrayobj import make_array, populate_array
 
 from .value import Value, select, splat
 from .vector import Vector, named, steps, valid_lanes
 
-__all__ = ["Memory"]
+__all__ = ["Memory", "array_at"]
 
 _INT8 = ir.IntType(8)
 _INT32 = ir.IntType(32)
@@ -60,6 +61,27 @@ def _write(v: Value, pointer: ir.Value, mask: Value, size: int) -> None:
 
 def _values(builder: ir.IRBuilder, raw: list[ir.Value]) -> list[Value]:
     return [Value(builder, r) for r in raw]
+
+
+# ---- arrays ---------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def array_at(typing_context, zero, address, n):
+    """The array of n numbers at an address, or an empty one where that is 0."""
+    kind = types.Array(zero, 1, "C")
+
+    def generate(context, builder, signature, raw):
+        array = make_array(kind)(context, builder)
+        integer = raw[1].type
+        nothing = ir.Constant(integer, 0)
+        length = builder.select(builder.icmp_signed("==", raw[1], nothing), nothing, raw[2])
+        data = builder.inttoptr(raw[1], context.get_data_type(zero).as_pointer())
+        size = ir.Constant(integer, zero.bitwidth // 8)
+        populate_array(array, data=data, shape=[length], strides=[size], itemsize=size, meminfo=None)
+        return array._getvalue()
+
+    return kind(zero, types.int64, types.int64), generate
 
 
 # ---- writing, by the type of what is written ------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from .multiply import AHEAD, BLOCK, begin_of_part, part_count
 from .packing import copy_strips, pack_steps, packed_columns, panel_columns
 from .tiles import ROWS, tile
 
-__all__ = ["multiply_outer", "scratch_of_outer"]
+__all__ = ["block_tiles", "multiply_block", "multiply_outer", "scratch_of_outer"]
 
 _DEPTH = 512  # rows of A and B for which C is gone over once
 _ALIGNMENT = 64  # bytes
@@ -23,7 +23,7 @@ def _tile_columns(zero):
 
 
 @kernel(inline="always")
-def _block_tiles(zero, depth, m):
+def block_tiles(zero, depth, m):
     """How many tiles of A are packed at a time."""
     return min(part_count(m, ROWS), max(1, BLOCK // (max(1, depth) * _tile_columns(zero) * size_of(zero))))
 
@@ -32,12 +32,12 @@ def _block_tiles(zero, depth, m):
 def scratch_of_outer(zero, k, m, n):
     """How many elements of scratch an outer product over k rows needs."""
     depth = min(k, _DEPTH)
-    tiles = _block_tiles(zero, depth, m)
+    tiles = block_tiles(zero, depth, m)
     return depth * (packed_columns(zero, n) + tiles * _tile_columns(zero)) + _ALIGNMENT // size_of(zero)
 
 
 @kernel
-def _multiply_block(zero, steps, rows, m, n, a, a_step, a_row, packed, panels, c, c_row, add):
+def multiply_block(zero, steps, rows, m, n, a, a_step, a_row, packed, panels, c, c_row, add):
     """Pack some columns of A, tile by tile, and multiply them with all panels."""
     size, panel, columns = size_of(zero), panel_columns(zero), _tile_columns(zero)
     k = steps * rows
@@ -74,7 +74,7 @@ def multiply_outer(zero, steps, rows, m, n, a, a_step, a_row, b, b_step, b_row, 
     panels = (scratch + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
     step_parts = part_count(steps, max(1, _DEPTH // max(1, rows)))
     row_parts = part_count(rows, _DEPTH)
-    block = ROWS * _block_tiles(zero, min(steps * rows, _DEPTH), m)
+    block = ROWS * block_tiles(zero, min(steps * rows, _DEPTH), m)
     for part in range(step_parts * row_parts):
         s, r = part // row_parts, part % row_parts
         step = begin_of_part(steps, step_parts, s)
@@ -84,7 +84,7 @@ def multiply_outer(zero, steps, rows, m, n, a, a_step, a_row, b, b_step, b_row, 
         pack_steps(zero, step_count, row_count, n, b + (step * b_step + row * b_row) * size, b_step, b_row, panels)
         packed = panels + step_count * row_count * packed_columns(zero, n) * size
         for first in range(0, m, block):
-            _multiply_block(
+            multiply_block(
                 zero,
                 step_count,
                 row_count,

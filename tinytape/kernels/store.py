@@ -2,8 +2,8 @@
 
 Numba's cache notices a change in the file of a function, but not in the functions that it calls, and takes whatever
 its files hold. Here the name of a file is a hash over the text of all kernels, the versions of all that takes part in
-compiling, the processor and the function with its types; the file begins with a checksum over the rest and over its
-name. What fails either test is compiled anew and written over.
+compiling, the processor and the function with its types; the file begins with a checksum. What fails either test is
+compiled anew and written over.
 """
 
 # pyright: basic, reportAttributeAccessIssue=false
@@ -12,55 +12,20 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import sys
-from contextlib import suppress
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import llvmlite
-import numba
-import numpy as np
 from numba.core import config
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.dispatcher import Dispatcher
 from numba.core.serialize import dumps
 
-from . import folder, processor
+from . import folder, native
+from .fingerprint import fingerprint
 
-__all__ = ["Store", "compilations", "fingerprint", "keep"]
+__all__ = ["Store", "keep"]
 
-_DIGEST = hashlib.sha256().digest_size
-_SETTINGS = (
-    "OPT",
-    "LOOP_VECTORIZE",
-    "SLP_VECTORIZE",
-    "ENABLE_AVX",
-    "BOUNDSCHECK",
-    "FULL_TRACEBACKS",
-    "DEBUGINFO_DEFAULT",
-)
-
-_compiled = 0
-
-
-def compilations() -> int:
-    """How many kernels this process has compiled; those that were found on disk do not count."""
-    return _compiled
-
-
-@cache
-def fingerprint() -> str:
-    """16 hexadecimal digits that change with anything that compiled code depends on, other than its own text."""
-    found = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    versions = sys.version, np.__version__, numba.__version__, llvmlite.__version__
-    machine = processor.name(), sorted(processor.features())
-    settings = [getattr(config, name, None) for name in _SETTINGS]
-    found.update(repr((versions, machine, settings)).encode())
-    return found.hexdigest()[:16]
+_SETTINGS = "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "FULL_TRACEBACKS", "DEBUGINFO_DEFAULT"
 
 
 class Store(_Cache):
@@ -85,25 +50,22 @@ class Store(_Cache):
         if not self._enabled:
             return None
         name = self._name(sig, target_context.codegen())
-        data = folder.read(fingerprint(), name)
-        if data is None or data[:_DIGEST] != _checksum(name, data[_DIGEST:]):
+        data = folder.read_checked(fingerprint(), name)
+        if data is None:
             return None
         try:
-            types, payload = pickle.loads(data[_DIGEST:])
+            types, payload = pickle.loads(data)
             return CompileResult._rebuild(target_context, *payload) if types == sig else None
         except (AttributeError, ImportError, KeyError, TypeError, ValueError):  # it names what is no longer there
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        global _compiled
-        _compiled += 1
+        native.count()
         # Code with the addresses of this process in it is of no use to another.
         if not self._enabled or data.lifted or data.library.has_dynamic_globals:
             return
         name = self._name(sig, data.codegen)
-        payload = dumps((sig, data._reduce()))
-        with suppress(OSError):  # where nothing can be written at all, the next process compiles again
-            folder.write(fingerprint(), name, _checksum(name, payload) + payload)
+        folder.write_checked(fingerprint(), name, dumps((sig, data._reduce())))
 
     def enable(self) -> None:
         self._enabled = True
@@ -115,7 +77,8 @@ class Store(_Cache):
         """Nothing: a file that was right stays right."""
 
     def _name(self, sig: Any, codegen: Any) -> str:
-        found = hashlib.sha256(repr((str(sig), codegen.magic_tuple())).encode() + _identity(self._function))
+        settings = [getattr(config, name, None) for name in _SETTINGS]  # which a program may set at any time
+        found = hashlib.sha256(repr((str(sig), codegen.magic_tuple(), settings)).encode() + _identity(self._function))
         return f"{self._function.__name__}-{found.hexdigest()[:32]}.kernel"
 
 
@@ -128,10 +91,6 @@ def _identity(function: Any) -> bytes:
         value = cell.cell_contents
         found.update(_identity(value.py_func) if isinstance(value, Dispatcher) else dumps(value))
     return found.digest()
-
-
-def _checksum(name: str, payload: bytes) -> bytes:
-    return hashlib.sha256(name.encode() + b"\0" + payload).digest()
 
 
 def keep(dispatcher: Any) -> Any:

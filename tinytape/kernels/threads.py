@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -51,7 +52,11 @@ _departures = np.zeros(1, np.int64)
 _departures_at = _departures.ctypes.data
 _clock = itertools.count(1)
 _PATIENCE = 1000  # looks: some 50 microseconds
-_spin: Callable[[int, int, int], None] | None = None  # compiled when the first workers start
+_spin: Callable[[int, int, int], int] | None = None  # compiled when the first workers start
+
+
+_SHARES: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+"""Whether tasks can be shared out: without the GIL, two threads might take up the same one."""
 
 
 class _Job:
@@ -65,7 +70,7 @@ class _Job:
 
     def __init__(self, task: Callable[[int], Any], n: int) -> None:
         self.task: Callable[[int], Any] | None = task
-        self.left: Iterator[int] = iter(range(1, n))  # shared: next() is atomic
+        self.left: Iterator[int] = iter(range(1, n))  # shared: next() is atomic under the GIL
         self.errors: list[tuple[int, BaseException]] = []
         self.entered: list[Any] = []
 
@@ -136,7 +141,7 @@ def run(task: Callable[[int], Any], n: int) -> None:
     n : int
         How many calls.
     """
-    helpers = min(n, get_num_threads()) - 1
+    helpers = min(n, get_num_threads()) - 1 if _SHARES else 0
     if helpers < 1:
         for index in range(n):
             task(index)
@@ -175,10 +180,9 @@ def _start(wanted: int) -> None:
     global _spin, _workers
     with _starting:
         if _spin is None and usable():
-            from .spin import wait_for_change
+            from .native import module
 
-            wait_for_change(_departures_at, -1, 1)
-            _spin = wait_for_change
+            _spin = module("spin", wait_for_change=3).wait_for_change
         while _workers < wanted:
             worker = threading.Thread(target=_work, args=(_jobs,), name=f"tinytape-{_workers + 1}", daemon=True)
             try:

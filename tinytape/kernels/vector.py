@@ -21,7 +21,19 @@ from numba.extending import intrinsic, lower_builtin, models, register_model, ty
 from . import processor
 from .value import Value, select, splat
 
-__all__ = ["Vector", "elementwise", "larger", "largest", "named", "only", "smaller", "smallest", "total", "valid_lanes"]
+__all__ = [
+    "Vector",
+    "elementwise",
+    "larger",
+    "largest",
+    "named",
+    "only",
+    "reduction",
+    "smaller",
+    "smallest",
+    "total",
+    "valid_lanes",
+]
 
 _INT32 = ir.IntType(32)
 _INT64 = ir.IntType(64)
@@ -176,7 +188,17 @@ def smaller(a: Value, b: Value) -> Value:
     return select(a.is_nan(), a, select(a < b, a, b))
 
 
-def _reduction(name: str, combine: Callable[[Value, Value], Value], text: str) -> Any:
+def reduction(name: str, combine: Callable[[Value, Value], Value], text: str) -> Any:
+    """A function of kernels that combines a vector's lanes to one number, always in the same order.
+
+    Parameters
+    ----------
+    name, text : str
+        The function's name, and what it says of itself.
+    combine : callable
+        Combines two values; it runs while the kernel is compiled.
+    """
+
     def definition(typing_context, v):
         if not isinstance(v, Vector):
             return None
@@ -193,9 +215,9 @@ def _reduction(name: str, combine: Callable[[Value, Value], Value], text: str) -
     return named(definition, like)
 
 
-total = _reduction("total", operator.add, "The sum of a vector's lanes, always added in the same order.")
-largest = _reduction("largest", larger, "The largest of a vector's lanes; NaN if there is one.")
-smallest = _reduction("smallest", smaller, "The smallest of a vector's lanes; NaN if there is one.")
+total = reduction("total", operator.add, "The sum of a vector's lanes, always added in the same order.")
+largest = reduction("largest", larger, "The largest of a vector's lanes; NaN if there is one.")
+smallest = reduction("smallest", smaller, "The smallest of a vector's lanes; NaN if there is one.")
 
 
 @intrinsic

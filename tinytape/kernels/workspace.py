@@ -8,6 +8,7 @@ allocates nothing.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -239,8 +240,9 @@ class Block:
         if chunk is not None:
             _pool.put(chunk, self._asked)
 
-    def __del__(self) -> None:
-        self.release()
+    def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not ending():  # names of this module may be gone by then
+            self.release()
 
 
 def take(nbytes: int, counted: bool = True) -> Block:

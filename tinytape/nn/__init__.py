@@ -2,6 +2,7 @@
 
 from . import functional, init
 from .cells import GRUCell, LSTMCell, RNNCell
+from .layers import GRU, LSTM, RNN
 from .linear import GELU, Embedding, Identity, LayerNorm, Linear, ReLU, Sigmoid, SiLU, Tanh
 from .losses import (
     BCEWithLogitsLoss,
@@ -15,7 +16,7 @@ from .losses import (
     SmoothL1Loss,
 )
 from .module import Buffer, Module, ModuleDict, ModuleList, Parameter, Sequential, functional_call
-from .recurrent import GRU, LSTM, RNN, Recurrent
+from .recurrent import Recurrent
 from .regularise import Dropout
 from .variants import (
     CoupledLSTMCell,

@@ -168,11 +168,11 @@ def allocate(
 
 def weights_of(module: Module, suffix: str) -> Weights:
     """What `allocate` made."""
-    return Weights(*[getattr(module, name) for name in _names_of(suffix)])
+    return Weights(*[getattr(module, name) for name in names_of(suffix)])
 
 
 @cache
-def _names_of(suffix: str) -> list[str]:
+def names_of(suffix: str) -> list[str]:
     return [name + suffix for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,11 +12,11 @@ import numpy.typing as npt
 from ..engine.errors import DTypeError, InputError, ShapeError
 from ..engine.tensor import Tensor
 from ..engine.tree import map_leaves
-from ..loop.probes import probed
+from ..loop.probes import probed, watching
 from ..ops.elementwise import where
 from ..ops.shape import expand_dims, squeeze, swapaxes
 
-__all__ = ["Flags", "Inputs", "Lengths", "Sequence", "begin", "end", "read"]
+__all__ = ["Flags", "Inputs", "Lengths", "Sequence", "begin", "end", "read", "watched"]
 
 Flags: TypeAlias = npt.NDArray[np.bool_]
 Lengths: TypeAlias = npt.ArrayLike | Tensor | None
@@ -58,6 +59,13 @@ def end(before: Any, after: Any, y: Any, now: Inputs) -> tuple[Any, Any]:
     if now.keep is None:
         return after, y
     return map_leaves(partial(_choose, now.keep), after, before), _choose(now.keep, y, ZERO)
+
+
+def watched(owner: Any, name: str, labels: Iterable[str], state: Any, inputs: Inputs, reverse: bool) -> Inputs:
+    """The inputs of a loop that somebody watches, with probes."""
+    watch = watching()
+    assert watch is not None
+    return inputs._replace(probes=watch.probes(owner, name, tuple(labels), state, len(inputs.x), reverse))
 
 
 def _choose(flags: Any, yes: Any, no: Any) -> Tensor:

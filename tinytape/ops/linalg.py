@@ -118,8 +118,8 @@ def _product(a: Any, b: Any) -> Any:
 
 
 def _kernels(a: Any, b: Any) -> Any:
-    """The module of compiled products, if Numba is loaded anyway and they are quicker for these arguments."""
-    if "numba" not in sys.modules or not (a.__class__ is b.__class__ is np.ndarray):
+    """The module of compiled products, if kernels are in use anyway and they are quicker for these arguments."""
+    if "tinytape.kernels.native" not in sys.modules or not (a.__class__ is b.__class__ is np.ndarray):
         return None
     if a.shape[1] != b.shape[0] or a.dtype != b.dtype or a.dtype.char not in "fd" or not a.dtype.isnative:
         return None

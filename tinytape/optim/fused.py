@@ -13,29 +13,38 @@ from ..engine.tree import Array
 
 __all__ = ["block_squares", "find", "run", "sum_of_squares"]
 
-LEAST = 1 << 19  # numbers: from here on the half second that it takes to load Numba is soon paid back
+LEAST = 1 << 19  # numbers: from here on the time that it takes to load or compile kernels is soon paid back
 SHARE = 1 << 18  # numbers: fewer are not worth waking a thread
+BLOCK = 1 << 12  # numbers that a partial sum of squares covers: fixed, so that threads do not change the sums
 
 
 def find(names: tuple[str, ...], arrays: Sequence[Array]) -> Any:
-    """The kernel of that (first) name if there is one and it pays for such arrays, else None."""
-    if not names or not _pays(arrays):
+    """The kernels of that (first) name, by dtype, if there are some and they pay for such arrays, else None."""
+    if not names or not _pays(arrays) or not all(x.flags.c_contiguous for x in arrays):
         return None
-    from ..kernels import update
-
-    return getattr(update, names[0])
+    return {dtype: _kernel(names[0], len(names) + 3, dtype) for dtype in {x.dtype for x in arrays}}
 
 
-def run(kernel: Any, arrays: Sequence[tuple[Array, ...]]) -> None:
-    """Call ``kernel(*arrays[i][:-1], arrays[i][-1])`` for each i; all but the last may be cut into pieces."""
+def _kernel(name: str, parameters: int, dtype: np.dtype[Any]) -> Any:
+    from ..kernels.native import function
+
+    return function("update", name, parameters, dtype.name)
+
+
+def run(kernels: Any, arrays: Sequence[tuple[Array, ...]]) -> None:
+    """Run `kernels` (by dtype) on each of `arrays`: a parameter, its gradient, slots of its size or empty, numbers."""
+    from ..kernels.address import address_of
+
+    arrays = [(w, np.ascontiguousarray(g, w.dtype), *others) for w, g, *others in arrays]
+    addresses = [[address_of(x) if x.size else 0 for x in each] for each in arrays]
 
     def work(i: int, start: int, stop: int) -> None:
-        *flat, numbers = arrays[i]
-        if stop - start < flat[0].size:
-            flat = [x[start:stop] for x in flat]
-        kernel(*flat, numbers)
+        *flat, numbers = addresses[i]
+        dtype = arrays[i][0].dtype
+        skip = start * dtype.itemsize
+        kernels[dtype](stop - start, *[x + skip if x else 0 for x in flat], numbers)
 
-    _deal([flat[0].size for flat in arrays], 64, work)
+    _deal([w.size for w, *_ in arrays], 64, work)
 
 
 def sum_of_squares(arrays: Sequence[Array]) -> float | None:
@@ -48,24 +57,28 @@ def block_squares(arrays: Sequence[Array]) -> tuple[Array, list[int]] | None:
     """The sums of squares of all arrays' blocks, and where each array's begin and the last one's end."""
     if not _pays(arrays):
         return None
-    from ..kernels.update import BLOCK, squares
+    from ..kernels.address import address_of
 
-    flat = [x.reshape(-1) for x in arrays]
+    flat = [np.ascontiguousarray(x).reshape(-1) for x in arrays]
+    kernels = {dtype: _kernel("squares", 4, dtype) for dtype in {x.dtype for x in arrays}}
+    addresses = [address_of(x) for x in flat]
     sizes = [x.size for x in flat]
     first = [0, *accumulate(-(-size // BLOCK) for size in sizes)]
     sums = np.empty(first[-1])
+    sums_at = address_of(sums)
 
     def work(i: int, start: int, stop: int) -> None:
-        squares(flat[i][start:stop], sums[first[i] + start // BLOCK : first[i] - (-stop // BLOCK)])
+        dtype, into = flat[i].dtype, sums_at + 8 * (first[i] + start // BLOCK)
+        kernels[dtype](stop - start, addresses[i] + start * dtype.itemsize, BLOCK, into)
 
     _deal(sizes, BLOCK, work)
     return sums, first
 
 
 def _pays(arrays: Sequence[Array]) -> bool:
-    if sum(x.size for x in arrays) < LEAST and "numba" not in sys.modules:
+    if sum(x.size for x in arrays) < LEAST and "tinytape.kernels.native" not in sys.modules:
         return False
-    if any(x.dtype.char not in "fd" for x in arrays):
+    if any(x.dtype.char not in "fd" or not x.dtype.isnative for x in arrays):
         return False
     from ..kernels.compiler import usable
 
