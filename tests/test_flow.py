@@ -487,8 +487,9 @@ def test_errors():
             flow.lag_matrix(losses.sum())
         with pytest.raises(tt.TapeError, match="not recorded"):
             flow.lag_matrix(np.ones(4))
-        with pytest.raises(tt.InputError, match="every is 0"):
-            flow.lag_matrix(losses, every=0)
+        for every in 0, 2.5:
+            with pytest.raises(tt.InputError, match=f"every is {every}"):
+                flow.lag_matrix(losses, every=every)
         matrix = flow.lag_matrix(losses)
         losses.sum().backward()
         with pytest.raises(tt.InputError, match="no run 'l9'"):
@@ -501,6 +502,8 @@ def test_errors():
             flow.lag_matrix(losses)
     with pytest.raises(tt.TapeError, match="not recorded"):
         inspect.shares(lambda: 3.0)
+    with pytest.raises(tt.DTypeError, match="compute is a float"):
+        inspect.shares(3.0)
     with pytest.raises(tt.ShapeError, match="shape"):
         inspect.shares(lambda: layer(x)[0])
     with pytest.raises(tt.InputError, match="no loop over time ran"):
@@ -543,8 +546,18 @@ def test_pictures(tmp_path):
     x = np.ones((4, 2, 2))
     with tt.no_compile(), inspect.flow(layer) as flow:
         losses = layer(x)[0].sum(axis=(1, 2))
-        flow.lag_matrix(losses).draw(tmp_path / "lags.png")
+        matrix = flow.lag_matrix(losses)
         losses.sum().backward()
-    flow.draw(tmp_path / "flow.png")
-    inspect.shares(lambda: layer(x)[0].sum(), layer).draw(tmp_path / "shares.png")
+    shares = inspect.shares(lambda: layer(x)[0].sum(), layer)
+    matrix.plot(tmp_path / "lags.png")
+    flow.plot(tmp_path / "flow.png")
+    shares.plot(tmp_path / "shares.png")
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("lags.png", "flow.png", "shares.png"))
+    for found, count in (flow, 2), (shares, len(shares.norms)):
+        figure = found.plot()
+        assert len(figure.axes) == 1 and len(figure.axes[0].get_lines()) == count
+        assert found.plot(axes=figure.axes[0]) is figure and len(figure.axes[0].get_lines()) == 2 * count
+    figure = matrix.plot(run="l0", leaf="c")
+    assert figure.axes[0].get_images()[0].get_array().shape == (4, 4)
+    with pytest.raises(tt.ShapeError, match="2 axes are given; it takes 1"):
+        flow.plot(axes=figure.axes)

@@ -146,12 +146,31 @@ def test_gradients_of_the_model_are_left_alone():
     assert all(p.grad is None for p in layer.parameters())
 
 
+def test_a_layer_in_reverse_is_gone_through_from_its_last_step():
+    cell, x = nn.GRUCell(2, 3), np.random.default_rng(0).standard_normal((5, 2, 2)).astype(np.float32)
+    for batch_first in False, True:
+        layer = nn.Recurrent(cell, batch_first=batch_first, reverse=True)
+        found = inspect.jacobians(layer, np.swapaxes(x, 0, 1) if batch_first else x).matrices
+        np.testing.assert_array_equal(found, inspect.jacobians(cell, x[::-1]).matrices)
+
+
+@pytest.mark.parametrize(
+    "model", [nn.LSTM(2, 3, 2), nn.RNN(2, 3, batch_first=True), nn.LSTMCell(2, 3), nn.Recurrent(nn.GRUCell(2, 3))]
+)
+def test_a_single_sequence_is_a_batch_of_one_row(model):
+    x = np.random.default_rng(0).standard_normal((5, 2)).astype(np.float32)
+    batch = x[None] if getattr(model, "batch_first", False) else x[:, None]
+    np.testing.assert_allclose(
+        inspect.jacobians(model, x).matrices, inspect.jacobians(model, batch).matrices, rtol=1e-5, atol=1e-6
+    )
+
+
 def test_text_and_picture(tmp_path):
     found = inspect.jacobians(linear(0.5 * np.eye(2)), np.zeros((20, 2)), np.zeros(2), row=None)
     assert "in the best direction: vanishes: halves every 1.0 steps; 1% left beyond 6 steps" in str(found)
     assert "Lyapunov exponents: -0.6931 to -0.6931 a step" in str(found)
     pytest.importorskip("matplotlib")
-    found.draw(tmp_path / "jacobians.png")
+    found.plot(tmp_path / "jacobians.png")
     assert (tmp_path / "jacobians.png").stat().st_size > 5000
 
 
@@ -162,6 +181,9 @@ def test_errors():
         (tt.InputError, "model is a int", lambda: inspect.jacobians(3, xs, init)),
         (tt.InputError, "row is 2, the batch has 2", lambda: inspect.jacobians(f, xs, init, row=2)),
         (tt.ShapeError, "no steps", lambda: inspect.jacobians(f, xs[:0], init)),
+        (tt.ShapeError, "no steps", lambda: inspect.jacobians(nn.GRU(2, 2), xs[:0])),
+        (tt.ShapeError, "no steps", lambda: inspect.jacobians(nn.GRU(2, 2, batch_first=True), xs[:, :0])),
+        (tt.ShapeError, "no steps", lambda: inspect.lyapunov(nn.GRUCell(2, 2), None)),
         (tt.ShapeError, "without a batch axis", lambda: inspect.jacobians(f, xs, (init, np.zeros(())))),
         (tt.InputError, "no floats", lambda: inspect.jacobians(f, xs, np.zeros((2, 2), int))),
         (tt.InputError, "both directions", lambda: inspect.jacobians(nn.GRU(2, 2, bidirectional=True), xs)),

@@ -239,6 +239,7 @@ def test_gradients_that_are_not_finite_are_a_spike():
         run.go(10)
     (spike,) = run.monitor.spikes
     assert spike.step == 3 and not math.isfinite(spike.norm) and run.monitor.steps == 4
+    assert str(spike) == f"step 3: norm {spike.norm:g}"
     replay = spike.replay(run.train)
     assert replay.same and isinstance(replay.value, tt.InputError)
 
@@ -300,7 +301,7 @@ def test_clipping_that_never_or_always_acts_is_told_once():
 # ---- the rest -------------------------------------------------------------------------------------------------------
 
 
-def test_printed_and_drawn():
+def test_printed_and_drawn(tmp_path):
     assert str(ClipMonitor(leaves())) == "ClipMonitor: 0 steps, none of them clipped"
     run = Run()
     run.go(40)
@@ -316,9 +317,11 @@ def test_printed_and_drawn():
     ):
         assert part in text
     pytest.importorskip("matplotlib")
-    axes = run.monitor.plot()
+    figure = run.monitor.plot()
+    (axes,) = figure.axes
     np.testing.assert_array_equal(axes.lines[0].get_ydata(), run.monitor.history.norm)
-    assert run.monitor.plot(axes) is axes
+    assert run.monitor.plot(tmp_path / "clips.png", axes) is figure and len(axes.lines) == 6
+    assert (tmp_path / "clips.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_steps_are_left_as_they_were_found():

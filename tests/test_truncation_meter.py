@@ -232,6 +232,7 @@ def total(y):
 BAD = {
     "no depth": (lambda: tt.inspect.truncation(GRU, total, X, []), tt.InputError, r"k2 is \[\]"),
     "a depth of 0": (lambda: tt.inspect.truncation(GRU, total, X, [0, 2]), tt.InputError, r"k2 is \[0, 2\]"),
+    "a number": (lambda: tt.inspect.truncation(GRU, total, X, 5), tt.InputError, "k2 is 5, k1 is 1"),
     "below k1": (lambda: tt.inspect.truncation(GRU, total, X, [2], k1=3), tt.InputError, r"k2 is \[2\], k1 is 3"),
     "k1": (lambda: tt.inspect.truncation(GRU, total, X, k1=0), tt.InputError, "k1 is 0"),
     "a single sequence": (lambda: tt.inspect.truncation(GRU, total, X[:, 0]), tt.ShapeError, "a single sequence"),

@@ -218,8 +218,8 @@ class Flow(AbstractContextManager["Flow"]):
             )
         if losses.ndim == 0:
             raise ShapeError("lag_matrix: losses is a single number.", "pass one for each step, not their sum.")
-        if every < 1:
-            raise InputError(f"lag_matrix: every is {every}.", "pass a number of steps, 1 or more.")
+        if not _is_count(every):
+            raise InputError(f"lag_matrix: every is {every!r}.", "pass a number of steps, 1 or more.")
         if not self.runs:
             raise InputError("lag_matrix: no loop over time ran.", "compute the losses inside the context.")
         count = len(losses)
@@ -250,8 +250,19 @@ class Flow(AbstractContextManager["Flow"]):
         lines += [f"{run.name} {leaf}: {self.verdict(run.name, leaf)}" for run in runs for leaf in run.sinks]
         return "\n".join(lines)
 
-    def draw(self, path: str | os.PathLike[str]) -> None:
-        """Save a picture of the norms by step.
+    def plot(self, path: str | os.PathLike[str] | None = None, axes: Any = None) -> Any:
+        """Draw the norms by step.
+
+        Parameters
+        ----------
+        path : path, optional
+            Where to save the picture.
+        axes : Axes of matplotlib, optional
+            Where to draw. Default: a new figure.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
 
         Raises
         ------
@@ -259,14 +270,18 @@ class Flow(AbstractContextManager["Flow"]):
             If matplotlib is not installed.
         """
         found = self.norms
-        figure, axes = show.new_figure()
+        (axes,) = show.panels(1, axes)
         for run, leaves in found.items():
             for leaf, norms in leaves.items():
                 axes.plot(np.where(norms > 0, norms, np.nan), label=f"{run} {leaf}", linewidth=1.4)
         axes.set(yscale="log", xlabel="step t", ylabel="norm of dL/dh_t", title="Gradient flow")
         axes.grid(alpha=0.3)
         axes.legend()
-        show.save(figure, path)
+        return show.finished(axes, path)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
 def _verdict(norms: Norms, entering: Norms | None) -> Verdict:
@@ -320,7 +335,7 @@ def flow(model: Any = None) -> Flow:
     Returns
     -------
     Flow
-        A context manager. After ``backward()``, print it; ``norms`` are the arrays, ``verdict()`` the words, ``draw``
+        A context manager. After ``backward()``, print it; ``norms`` are the arrays, ``verdict()`` the words, ``plot``
         makes a picture, and ``lag_matrix`` walks once for each step's loss.
 
     Notes

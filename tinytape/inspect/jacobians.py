@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,17 +88,34 @@ class Jacobians(NamedTuple):
             ]
         )
 
-    def draw(self, path: str | os.PathLike[str]) -> None:
-        """Save a picture: largest singular values by step, and of the products by lag."""
-        figure, (left, right) = show.new_figure(2)
+    def plot(self, path: str | os.PathLike[str] | None = None, axes: Sequence[Any] | None = None) -> Any:
+        """Draw the largest singular values by step, and those of the products by lag.
+
+        Parameters
+        ----------
+        path : path, optional
+            Where to save the picture.
+        axes : two Axes of matplotlib, optional
+            Where to draw. Default: a new figure.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        InputError
+            If matplotlib is not installed.
+        """
+        left, right = show.panels(2, axes)
         left.plot(self.largest)
         left.axhline(1, color="gray", linewidth=0.8)
         left.set(xlabel="step t", title="largest singular value of a step")
         right.plot(self.products() * np.log10(2))
         right.set(xlabel="lag", title="log10 of that of the last steps' product")
-        for axes in (left, right):
-            axes.grid(alpha=0.3)
-        show.save(figure, path)
+        for panel in (left, right):
+            panel.grid(alpha=0.3)
+        return show.finished(left, path)
 
 
 def _power(log2: float) -> str:
@@ -113,11 +131,12 @@ def jacobians(model: Any, xs: Any, init: Any = None, row: int | None = 0) -> Jac
         A recurrent layer in one direction, a stack of them (the state is then that of all layers together), a cell, or
         a step ``f(carry, x) -> (carry, y)`` as `scan` takes it.
     xs : nest of arrays
-        As the layer takes them, or (T, B, ...) as `scan` does.
+        As the layer takes them, or (T, B, ...) as `scan` does. A layer in reverse goes from the last to the first, and
+        that is then the order of the Jacobians.
     init : nest of arrays, optional
         The first state. Default for modules: the one they begin with.
     row : int or None
-        Which row of the batch. None: a step without a batch axis. Default 0.
+        Which row of the batch. None: a step without a batch axis. Default 0; a single sequence has no rows.
 
     Returns
     -------
@@ -195,16 +214,16 @@ class _Way:
     """A trajectory of one row, to be gone along once: each step's Jacobian in turn."""
 
     def __init__(self, model: Any, xs: Any, init: Any, row: int | None) -> None:
+        xs = map_leaves(_array, xs)
+        if hasattr(model, "named_parameters") and _is_single(xs):
+            row = None
         self.step, self.axis, xs, init = _as_step(model, xs, init)
         self.batched = row is not None
-        inputs = [_array(x) for x in flatten(xs)]
-        leaves = [_array(x) for x in flatten(init)]
-        if not inputs or not inputs[0].ndim or not len(inputs[0]):
-            raise ShapeError("jacobians: xs has no steps.", "pass arrays with a leading axis of steps.")
+        inputs, leaves = flatten(xs), [_array(x) for x in flatten(init)]
         if not any(leaf.dtype.kind == "f" for leaf in leaves):
             raise InputError("jacobians: the state has no floats.", "pass init, the first state.")
         self.steps = len(inputs[0])
-        self.xs, self.init = unflatten(xs, inputs), unflatten(init, leaves)
+        self.xs, self.init = xs, unflatten(init, leaves)
         if row is not None:
             self._only(row, leaves, inputs)
         self.size = sum(leaf.size for leaf in flatten(self.init) if leaf.dtype.kind == "f")
@@ -296,11 +315,27 @@ def _array(x: Any) -> Any:
     return x.raw if isinstance(x, Tensor) else np.asarray(x)
 
 
+def _is_single(xs: Any) -> bool:
+    """Whether a module takes it for a single sequence, (T, features)."""
+    return getattr(xs, "ndim", 0) == 2 and xs.dtype.kind == "f"
+
+
+def _time_first(x: Any) -> Any:
+    return np.swapaxes(x, 0, 1)
+
+
+def _checked(xs: Any) -> Any:
+    """Inputs by steps, of which there are some."""
+    inputs = flatten(xs)
+    if not inputs or any(not x.ndim or not len(x) for x in inputs):
+        raise ShapeError("jacobians: xs has no steps.", "pass arrays with a leading axis of steps.")
+    return xs
+
+
 def _as_step(model: Any, xs: Any, init: Any) -> tuple[Step, int, Any, Any]:
     """A function of the carry and an input, the batch axis of the carry, inputs by steps, and the first state."""
     cell = getattr(model, "cell", model)
-    batch_first = getattr(model, "batch_first", False)
-    xs = map_leaves(_array, xs)
+    batch_first = getattr(model, "batch_first", False) and not _is_single(xs)
     if not hasattr(cell, "named_parameters"):
         if not callable(cell):
             raise InputError(f"jacobians: model is a {type(model).__name__}.", "pass a layer, a cell or a step.")
@@ -311,9 +346,10 @@ def _as_step(model: Any, xs: Any, init: Any) -> tuple[Step, int, Any, Any]:
         def of_scan(carry: Any, x: Any) -> Any:
             return f(carry, x)[0]
 
-        return of_scan, 0, xs, init
-    if batch_first:
-        xs = np.swapaxes(xs, 0, 1)
+        return of_scan, 0, _checked(xs), init
+    xs = _checked(map_leaves(_time_first, xs) if batch_first else xs)
+    if getattr(model, "reverse", False):
+        xs = map_leaves(np.flipud, xs)
     if not hasattr(cell, "num_layers"):
         if init is None:
             init = _first_of_cell(cell, xs)
@@ -339,7 +375,7 @@ def _as_step(model: Any, xs: Any, init: Any) -> tuple[Step, int, Any, Any]:
 def _first_of_cell(cell: Any, xs: Any) -> Any:
     make = getattr(cell, "initial_state", None)
     if make is not None:
-        return make(xs.shape[1])
+        return map_leaves(itemgetter(0), make(1)) if _is_single(xs) else make(flatten(xs)[0].shape[1])
     state = cell(Tensor(xs[0]), None)
     return unflatten(state, [np.zeros_like(leaf.raw) for leaf in flatten(state)])
 

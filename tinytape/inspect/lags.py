@@ -66,10 +66,36 @@ class LagMatrix(NamedTuple):
         lines = [f"norms of dL_t/dh_(t - lag), from {len(self.steps)} backward walks", *show.table(heads, rows), ""]
         return "\n".join([*lines, *(f"{run} {leaf}: {self.verdict(run, leaf)}" for run, leaf in columns)])
 
-    def draw(self, path: str | os.PathLike[str], run: str | None = None, leaf: str | None = None) -> None:
-        """Save a picture: the matrix as an image, on a logarithmic scale."""
+    def plot(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        axes: Any = None,
+        *,
+        run: str | None = None,
+        leaf: str | None = None,
+    ) -> Any:
+        """Draw the matrix as an image, on a logarithmic scale.
+
+        Parameters
+        ----------
+        path : path, optional
+            Where to save the picture.
+        axes : Axes of matplotlib, optional
+            Where to draw. Default: a new figure.
+        run, leaf : str, optional
+            Default: the first run, and the first leaf of its state.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        InputError
+            If matplotlib is not installed.
+        """
         found, _ = self._norms(run, leaf)
-        figure, axes = show.new_figure()
+        (axes,) = show.panels(1, axes)
         with np.errstate(divide="ignore"):
             image = np.where(found > 0, np.log10(found), np.nan)
         shown = axes.imshow(
@@ -78,5 +104,5 @@ class LagMatrix(NamedTuple):
         ticks = show.chosen(len(self.steps), 6)
         axes.set_yticks([i + 0.5 for i in ticks], [str(self.steps[i]) for i in ticks])
         axes.set(xlabel="state of step k", ylabel="loss of step t", title="log10 of the norm of dL_t/dh_k")
-        figure.colorbar(shown)
-        show.save(figure, path)
+        axes.figure.colorbar(shown, ax=axes)
+        return show.finished(axes, path)

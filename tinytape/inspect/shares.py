@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..engine.errors import InputError, ShapeError, TapeError
+from ..engine.errors import DTypeError, InputError, ShapeError, TapeError
 from ..engine.tape import Node, Part, enable_grad, here, take_number, time_step, walk
 from ..engine.tensor import Tensor
 from ..engine.tree import flatten
@@ -66,15 +66,32 @@ class Shares(NamedTuple):
             ]
         return "\n".join(lines).rstrip()
 
-    def draw(self, path: str | os.PathLike[str]) -> None:
-        """Save a picture of the shares by step."""
-        figure, axes = show.new_figure()
+    def plot(self, path: str | os.PathLike[str] | None = None, axes: Any = None) -> Any:
+        """Draw the shares by step.
+
+        Parameters
+        ----------
+        path : path, optional
+            Where to save the picture.
+        axes : Axes of matplotlib, optional
+            Where to draw. Default: a new figure.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        InputError
+            If matplotlib is not installed.
+        """
+        (axes,) = show.panels(1, axes)
         for name, found in self.shares.items():
             axes.plot(found, label=" ".join(name), linewidth=1.4)
         axes.set(xlabel="step t", title="share of step t in dL/dW")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-        show.save(figure, path)
+        return show.finished(axes, path)
 
 
 def shares(compute: Callable[[], Tensor], model: Any = None) -> Shares:
@@ -100,6 +117,8 @@ def shares(compute: Callable[[], Tensor], model: Any = None) -> Shares:
 
     Raises
     ------
+    DTypeError
+        If `compute` is no function.
     ShapeError
         If the loss has several elements.
     TapeError
@@ -107,6 +126,10 @@ def shares(compute: Callable[[], Tensor], model: Any = None) -> Shares:
     InputError
         If no loop over time ran.
     """
+    if not callable(compute):
+        raise DTypeError(
+            f"shares: compute is a {type(compute).__name__}, not a function.", "pass lambda: loss_of(model(x))."
+        )
     account = _Account(model)
     with watched_by(account), no_compile(), enable_grad():
         loss: Any = compute()

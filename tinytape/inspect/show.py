@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
-from ..engine.errors import InputError
+from ..engine.errors import InputError, ShapeError
 
-__all__ = ["chosen", "new_figure", "save", "table", "tell"]
+__all__ = ["chosen", "finished", "panels", "table", "tell"]
 
 _log = logging.getLogger("tinytape.inspect")
 
@@ -32,22 +32,32 @@ def tell(cost: str) -> None:
     _log.info("tinytape: %s", cost)
 
 
-def new_figure(columns: int = 1) -> Any:
-    """An empty figure, and its axes side by side.
+def panels(count: int, axes: Any = None) -> list[Any]:
+    """The Axes to draw in, side by side: those that are given, or those of a new figure.
 
     Raises
     ------
     InputError
         If matplotlib is not installed.
+    ShapeError
+        If there are not `count` of them.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("draw: matplotlib is not installed.", "pip install matplotlib.") from None
-    figure = Figure(figsize=(6.4 * columns, 4.2), layout="constrained")
-    return figure, figure.subplots(1, columns)
+    if axes is None:
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise InputError("plot: matplotlib is not installed.", "pip install 'tinytape[models]'.") from None
+        figure = Figure(figsize=(6.4 * count, 4.2), layout="constrained")
+        return list(figure.subplots(1, count, squeeze=False)[0])
+    found = list(cast("Iterable[Any]", axes)) if isinstance(axes, Iterable) else [axes]
+    if len(found) != count:
+        raise ShapeError(f"plot: {len(found)} axes are given; it takes {count}.", f"pass {count}, or none.")
+    return found
 
 
-def save(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Write a figure to a file; the ending of its name says in which format."""
-    figure.savefig(path, dpi=120)
+def finished(axes: Any, path: str | os.PathLike[str] | None) -> Any:
+    """The figure of some Axes, written to a file if there is a path; the ending of its name says in which format."""
+    figure = axes.figure
+    if path is not None:
+        figure.savefig(path, dpi=120)
+    return figure

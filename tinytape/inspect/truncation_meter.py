@@ -18,7 +18,7 @@ from ..engine.tree import Array, flatten, map_leaves, unflatten
 from ..loop.stretch import Flags, Stretch, stretch
 from ..loop.switch import no_compile
 from ..loop.truncated import check_takes_reset, name_of, over_time, truncated
-from .show import new_figure, save, table
+from .show import finished, panels, table
 
 __all__ = ["Truncation", "truncation"]
 
@@ -175,10 +175,10 @@ class Truncation:
         InputError
             If matplotlib is not installed.
         """
-        panels: Any = new_figure(2)[1] if axes is None else axes
+        both = panels(2, axes)
         told = ("cosine with the full gradient", "norm over the full gradient's")
         drawn = ((self.cosine, self.cosines), (self.ratio, self.ratios))
-        for ax, (whole, parts), label in zip(panels, drawn, told, strict=True):
+        for ax, (whole, parts), label in zip(both, drawn, told, strict=True):
             for name, values in parts.items():
                 ax.plot(self.k2, values, linewidth=1, alpha=0.6, label=name)
             ax.plot(self.k2, whole, color="black", linewidth=2, marker="o", markersize=3, label="all")
@@ -186,12 +186,9 @@ class Truncation:
             ax.set_xscale("log", base=2)
             ax.set_xlabel("k2, steps")
             ax.set_ylabel(label)
-        panels[0].legend(fontsize="small")
-        figure = panels[0].figure
-        figure.suptitle(self.title, fontsize="medium")
-        if path is not None:
-            save(figure, path)
-        return figure
+        both[0].legend(fontsize="small")
+        both[0].figure.suptitle(self.title, fontsize="medium")
+        return finished(both[0], path)
 
 
 # ---- the gradients --------------------------------------------------------------------------------------------------
@@ -355,19 +352,20 @@ def _dot(a: Array, b: Array) -> np.float64:
     return np.float64(np.sum(np.multiply(a, b, dtype=np.float64)))
 
 
-def _depths(k2: Sequence[int] | None, k1: Any, steps: int) -> list[int]:
+def _depths(k2: Any, k1: Any, steps: int) -> list[int]:
     if k1 is not None and not _is_count(k1):
         raise InputError(f"truncation: k1 is {k1!r}.", "pass a number of steps, 1 or more, or None for chunks.")
     least = k1 or 1
     if k2 is None:
         most = max(min(steps, 128), least)
         return sorted({most} | {2**i for i in range(8) if least <= 2**i <= most})
-    wrong = [k for k in k2 if not _is_count(k) or k < least]
-    if wrong or not len(k2):
+    depths: list[Any] = list(k2) if hasattr(k2, "__iter__") else []
+    if not depths or any(not _is_count(k) or k < least for k in depths):
         raise InputError(
-            f"truncation: k2 is {list(k2)!r}, k1 is {k1}.", f"pass one or more numbers of steps, each {least} or more."
+            f"truncation: k2 is {depths or k2!r}, k1 is {k1}.",
+            f"pass a list of numbers of steps, each {least} or more.",
         )
-    return sorted({int(k) for k in k2})
+    return sorted({int(k) for k in depths})
 
 
 def _is_count(value: Any) -> bool:

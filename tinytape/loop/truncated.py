@@ -161,7 +161,7 @@ class Truncated:
         ------
         ShapeError, DTypeError, InputError
             If arguments do not fit each other, there are no steps, the number of rows is not that of the state, or
-            the state becomes non-finite. The stream then stands where it stood.
+            the state becomes non-finite. The stream then stands where it stood; if a `state` was given, at that.
         """
         self._call += 1  # a loop that was left without being closed has no further say
         self._held.keep(self._starts[0].step, self.position)

@@ -132,7 +132,8 @@ class Spike:
         )  # fmt: skip
 
     def __str__(self) -> str:
-        times = "" if not self.median else f", {self.norm / self.median:.3g} times the median"
+        told = self.median and math.isfinite(self.norm)
+        times = f", {self.norm / self.median:.3g} times the median" if told else ""
         squares = {name: norm * norm for name, norm in self.norms.items()}
         total = sum(squares.values())
         top = max(squares, key=lambda name: squares[name]) if 0 < total < math.inf else ""

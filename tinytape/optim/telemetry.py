@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from array import array
 from bisect import bisect_left, insort
@@ -242,17 +243,19 @@ class ClipMonitor:
         )
         return "\n".join([*rows, *(f"  {spike}" for spike in self.spikes)])
 
-    def plot(self, axes: Any = None) -> Any:
+    def plot(self, path: str | os.PathLike[str] | None = None, axes: Any = None) -> Any:
         """Draw the norms before and after, and the spikes, against the step.
 
         Parameters
         ----------
-        axes : matplotlib Axes, optional
-            Where. Default: those of a new figure.
+        path : path, optional
+            Where to save the picture.
+        axes : Axes of matplotlib, optional
+            Where to draw. Default: a new figure.
 
         Returns
         -------
-        Axes
+        matplotlib.figure.Figure
 
         Raises
         ------
@@ -272,7 +275,9 @@ class ClipMonitor:
         axes.plot([spike.step for spike in spikes], [spike.norm for spike in spikes], "rx", label="kept spikes")
         axes.set(xlabel="step", ylabel="norm of the gradients")
         axes.legend()
-        return axes
+        if path is not None:
+            axes.figure.savefig(path, dpi=120)
+        return axes.figure
 
 
 class _Step:
