@@ -123,7 +123,7 @@ from .runtime import get_num_threads, set_num_threads, set_workspace_limit
 from .transforms import grad, hessian, hvp, jacfwd, jacrev, jvp, value_and_grad, vjp
 
 if _TYPE_CHECKING:
-    from . import data, inspect, io
+    from . import data, generate, inspect, io, train
 
 __all__ = [
     "RTRL",
@@ -193,6 +193,7 @@ __all__ = [
     "full",
     "full_like",
     "gelu",
+    "generate",
     "get_num_threads",
     "grad",
     "gradient",
@@ -289,6 +290,7 @@ __all__ = [
     "time_step",
     "topk",
     "trace",
+    "train",
     "transpose",
     "tril",
     "triu",
@@ -306,6 +308,6 @@ __all__ = [
 
 def __getattr__(name: str) -> _ModuleType:
     """Import what not every program needs when it is first asked for."""
-    if name in ("data", "inspect", "io", "train"):
+    if name in ("data", "generate", "inspect", "io", "train"):
         return _import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

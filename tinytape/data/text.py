@@ -1,18 +1,20 @@
-"""Text as characters: reading it, numbering its characters, and laying it out as streams and windows."""
+"""Text: reading it, numbering its characters, and laying tokens of any kind out as streams and windows."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import as_strided
 
 from ..engine.errors import InputError
 
-__all__ = ["Vocabulary", "default_text", "read_text", "streams", "windows"]
+__all__ = ["Vocabulary", "default_text", "read_text", "reading", "streams", "windows"]
 
 Integers = npt.NDArray[np.integer]
 
@@ -35,8 +37,30 @@ def read_text(path: str | PathLike[str], minimum: int = 1000) -> str:
         If `path` is missing, unreadable, a directory, empty, not UTF-8 text, or shorter than `minimum`.
     """
     name = repr(str(path))
-    try:
+    with reading(path):
         raw = Path(path).read_bytes()
+        if not raw:
+            raise InputError(f"path: {name} is empty, at least {minimum} characters are needed", "give a longer text")
+        if b"\0" in raw:
+            raise InputError(
+                f"path: {name} is binary (byte {raw.index(0)} is NUL), text is needed",
+                "give a plain text file in UTF-8",
+            )
+        text = raw.decode("utf-8-sig")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if len(text) < minimum:
+        raise InputError(
+            f"path: {name} holds {len(text)} characters, at least {minimum} are needed", "give a longer text"
+        )
+    return text
+
+
+@contextlib.contextmanager
+def reading(path: str | PathLike[str]) -> Generator[None]:
+    """Around reading a file of text: what goes wrong becomes an error that says what to do."""
+    name = repr(str(path))
+    try:
+        yield
     except FileNotFoundError:
         raise InputError(f"path: there is no file {name}", "check the spelling, or give a full path") from None
     except OSError as error:
@@ -45,26 +69,11 @@ def read_text(path: str | PathLike[str], minimum: int = 1000) -> str:
         raise InputError(
             f"path: {name} cannot be read ({error.strerror})", "check its permissions, or give another file"
         ) from None
-    if not raw:
-        raise InputError(f"path: {name} is empty, at least {minimum} characters are needed", "give a longer text")
-    if b"\0" in raw:
-        raise InputError(
-            f"path: {name} is binary (byte {raw.index(0)} is NUL), text is needed",
-            "give a plain text file in UTF-8",
-        )
-    try:
-        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"path: {name} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x})",
             "convert it first, for instance with `iconv -f latin1 -t utf-8`",
         ) from None
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if len(text) < minimum:
-        raise InputError(
-            f"path: {name} holds {len(text)} characters, at least {minimum} are needed", "give a longer text"
-        )
-    return text
 
 
 def default_text() -> str:
@@ -124,8 +133,15 @@ class Vocabulary:
     def __repr__(self) -> str:
         return f"Vocabulary({self.symbols!r})"
 
-    def encode(self, text: str) -> npt.NDArray[np.int64]:
+    def encode(self, text: str, instead: str | None = None) -> npt.NDArray[np.int64]:
         """Turn a text into the numbers of its characters, shape (len(text),).
+
+        Parameters
+        ----------
+        text : str
+        instead : str, optional
+            A character of the vocabulary that stands for all that are not in it; "" leaves them out. Default: they
+            are refused.
 
         Raises
         ------
@@ -135,6 +151,9 @@ class Vocabulary:
         codes = _codes(text)
         place = np.minimum(np.searchsorted(self._sorted, codes), len(self) - 1)
         unknown = np.flatnonzero(self._sorted[place] != codes)
+        if unknown.size and instead is not None:
+            known = "".join([symbol if symbol in self.symbols else instead for symbol in text])
+            return self.encode(known)
         if unknown.size:
             at = int(unknown[0])
             raise InputError(
@@ -203,6 +222,7 @@ def streams(tokens: Integers, batch_size: int) -> Integers:
     Returns
     -------
     array of shape (1 + (n - 1) // batch_size, batch_size), of the dtype of `tokens`
+        Of a memory map a read-only view, so that only what is used is read; else a copy.
 
     Raises
     ------
@@ -218,7 +238,9 @@ def streams(tokens: Integers, batch_size: int) -> Integers:
             "give a longer text, or a smaller batch_size",
         )
     steps = (len(tokens) - 1) // batch_size
-    return tokens[np.arange(steps + 1)[:, None] + steps * np.arange(batch_size)]
+    (stride,) = tokens.strides
+    columns = as_strided(tokens, (steps + 1, batch_size), (stride, steps * stride), writeable=False)
+    return columns if isinstance(tokens, np.memmap) else np.ascontiguousarray(columns)
 
 
 def windows(columns: Integers, length: int) -> Iterator[tuple[Integers, Integers]]:
