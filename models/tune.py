@@ -19,6 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 import tinytape as tt
+from models import command
+from models.command import number
+from models.language import LanguageModel, detached
 
 from .shared_study import Pulse, SQLAlchemyError, TrialState, fail, finished, optuna, prepare_study, search
 
@@ -50,30 +53,13 @@ class Corpus(NamedTuple):
         return cls(train, held_out[:half][:SCORED], held_out[half:][:SCORED], len(vocabulary), digest)
 
 
-class CharLM(tt.nn.Module):
-    def __init__(self, symbols: int, hidden: int, dropout: float, generator: tt.Generator) -> None:
-        super().__init__()
-        self.embedding = tt.nn.Embedding(symbols, 32, generator=generator)
-        self.lstm = tt.nn.LSTM(32, hidden, generator=generator)
-        self.dropout = tt.nn.Dropout(dropout, generator=generator)
-        self.head = tt.nn.Linear(hidden, symbols, generator=generator)
-
-    def forward(self, tokens, state=None):
-        y, state = self.lstm(self.embedding(tokens), state)
-        return self.head(self.dropout(y)), state
+def network(symbols: int, hidden: int, dropout: float, generator: tt.Generator) -> LanguageModel:
+    return LanguageModel(symbols, 32, hidden, dropout=dropout, dropout_in=0.0, generator=generator)
 
 
-def bits_per_character(model: CharLM, tokens: np.ndarray, symbols: int) -> float:
+def bits_per_character(model: LanguageModel, tokens: np.ndarray, symbols: int) -> float:
     """Never worse than guessing evenly, so that a run that diverged, even to NaN, has an ordinary score."""
-    model.eval()
-    total, count, state = 0.0, 0, None
-    with tt.no_grad():
-        for inputs, targets in tt.data.windows(tt.data.streams(tokens, BATCH), 128):
-            logits, state = model(inputs, state)
-            total += tt.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
-            count += targets.size
-    model.train()
-    bits, guessing = total / count / math.log(2), math.log2(symbols)
+    bits, guessing = tt.generate.nats(model, tokens, BATCH) / math.log(2), math.log2(symbols)
     return bits if bits < guessing else guessing
 
 
@@ -81,7 +67,7 @@ class Training:
     """One model under given settings, to be trained a step at a time. All start from the same seed."""
 
     def __init__(self, corpus: Corpus, settings: dict) -> None:
-        self.model = CharLM(corpus.symbols, settings["hidden"], settings["dropout"], tt.Generator(1))
+        self.model = network(corpus.symbols, settings["hidden"], settings["dropout"], tt.Generator(1))
         self.optimizer = tt.optim.Adam(self.model.parameters(), lr=settings["lr"], clip_norm=settings["clip"])
         self.columns, self.window = tt.data.streams(corpus.train, BATCH), settings["window"]
         self.windows, self.state = iter(()), None
@@ -96,7 +82,7 @@ class Training:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        self.state = [s.detach() for s in state]
+        self.state = detached(state)
 
 
 class Objective:
@@ -184,12 +170,7 @@ def table(trials: list[optuna.trial.FrozenTrial], shares: dict, corpus: Corpus, 
 
 
 def draw(trials: list[optuna.trial.FrozenTrial], shares: dict, ranges: dict, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, ((first, *rest), last) = plt.subplots(2, 3, figsize=(10, 6), layout="constrained")
+    figure, ((first, *rest), last) = command.figure(2, 3, (10, 6))
     first.barh(list(shares)[::-1], list(shares.values())[::-1])
     first.set(xlabel="share of the variance (fANOVA)", title="what mattered")
     hollow = {"facecolors": "none", "edgecolors": "gray"}
@@ -206,19 +187,6 @@ def draw(trials: list[optuna.trial.FrozenTrial], shares: dict, ranges: dict, pat
         axes.grid(alpha=0.3)
     rest[0].legend()
     figure.savefig(path, dpi=90)
-    plt.close(figure)
-
-
-def number(kind: type, low: float):
-    """What argparse reads an option with: a finite number of at least `low`."""
-
-    def read(text: str):
-        if not low <= (value := kind(text)) < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} given, at least {low} is needed")
-        return value
-
-    read.__name__ = kind.__name__  # for argparse's message where `kind` itself refuses the text
-    return read
 
 
 def tune(arguments: list[str]) -> None:

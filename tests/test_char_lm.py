@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -16,9 +17,10 @@ import pytest
 
 import tinytape as tt
 from models import char_lm
+from models.language import LanguageModel
 
 ROOT = Path(__file__).parent.parent
-SMALL = {"hidden": 12, "embedding": 8, "batch": 4, "window": 8, "steps": 24, "validate": 10, "dropout": 0.2}
+SMALL = {"hidden": 12, "embedding": 8, "batch": 16, "window": 20, "epochs": 2, "dropout": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +28,14 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sentences drawn from a few words: small, learnable, and without long repeats."""
     draw = random.Random(0)
     words = ["tape", "walk", "leaf", "node", "gate", "cell", "state", "step", "time", "loss"]
-    lines = [" ".join(draw.choice(words) for _ in range(draw.randint(6, 14))) + "." for _ in range(700)]
+    lines = [" ".join(draw.choice(words) for _ in range(draw.randint(6, 14))) + "." for _ in range(420)]
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text("\n\n".join(lines), "utf-8")
     return path
 
 
-def options(text: Path, **changed: Any) -> dict[str, Any]:
-    return char_lm.DEFAULTS | SMALL | {"text": str(text)} | changed
-
-
 def flags(text: Path, **changed: Any) -> list[str]:
-    given = SMALL | {"text": str(text)} | changed
+    given = SMALL | {"text": text} | changed
     return [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
 
 
@@ -45,104 +43,178 @@ def command(*arguments: Any) -> list[str]:
     return [sys.executable, "-m", "models.char_lm", *map(str, arguments)]
 
 
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return bool(np.array_equal(a, b)) and np.asarray(a).dtype == np.asarray(b).dtype
+def run(*arguments: Any) -> None:
+    char_lm.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def trained(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run with all that the network can do, and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "lm"
+    more = {"layers": 2, "embedding": 12, "tied": 1, "weight_drop": 0.1, "per": "sequence", "average": 0.9}
+    arguments = command(*flags(text, **more, epochs=6, lr=0.02), f"--out={out}")
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def refused(*arguments: Any, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a user reads who asks for something impossible; nothing may have been printed before."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments)
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2 and shown.err.count("error: ") == 1 and not shown.out, shown
+    return shown.err
+
+
+def test_training_learns_and_the_table_sets_it_beside_the_baselines(trained: tuple[Path, str]) -> None:
+    out, printed = trained
+    rows = {
+        line.split()[0]: float(line.split()[1])
+        for line in printed.splitlines()
+        if " bits " not in line and line[:1].isalnum() and ("-gram" in line or line.startswith("LSTM"))
+    }
+    assert list(rows) == [*(f"{n}-gram" for n in range(1, 7)), "LSTM"]
+    assert rows["LSTM"] < rows["1-gram"]
+    assert (out / "curves.png").stat().st_size > 1000
+    held_out = [line["bits"] for line in tt.train.read_log(out) if "bits" in line]
+    assert len(held_out) == 6 and min(held_out) == tt.train.load(out)["best"]["value"]
 
 
 def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(text: Path, tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole.safetensors", tmp_path / "broken.safetensors"
-    training = char_lm.Training(options(text))
-    char_lm.run(training, str(whole))
-    first = char_lm.Training(options(text))
-    for _ in range(10):
-        first.one_step()
-    first.validate()
-    tt.io.save_state(broken, first.tree())
-    char_lm.main(["--resume", str(broken)])
-    assert same(tt.io.load_state(whole), tt.io.load_state(broken))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(*flags(text, average=0.9), f"--out={whole}")
+    process = subprocess.Popen(command(*flags(text, average=0.9), f"--out={broken}"), cwd=ROOT)
+    while process.poll() is None and not (broken / "last.safetensors").exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.kill()
+    process.wait()
+    run("--resume", broken)
+    for which in ("last", "best"):
+        a, b = tt.train.load(whole, which), tt.train.load(broken, which)
+        assert a["best"] == b["best"] and a["count"] == b["count"]
+        assert all(np.array_equal(a["model"][name], b["model"][name]) for name in a["model"])
 
 
-def test_how_often_one_validates_does_not_change_training(text: Path) -> None:
-    weights = []
-    for every in (3, 1000):
-        training = char_lm.Training(options(text, validate=every, steps=9))
-        for step in range(1, 10):
-            training.one_step()
-            if step % every == 0:
-                training.validate()
-        weights.append(training.model.state_dict())
-    assert same(*weights)
-
-
-def test_training_learns_and_the_table_sets_it_beside_the_baselines(
-    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "lm.safetensors"
-    char_lm.main([*flags(text, steps=150, validate=75, hidden=32, lr=0.02), f"--out={out}"])
-    printed = capsys.readouterr().out
-    names = [line.split()[0] for line in printed.splitlines() if line[:1].isdigit() and "-gram" in line]
-    assert names == [f"{n}-gram" for n in range(1, 7)], printed
-    bits = next(float(line.split()[2]) for line in printed.splitlines() if line.startswith("LSTM"))
-    unigram = next(float(line.split()[1]) for line in printed.splitlines() if line.startswith("1-gram"))
-    assert bits < unigram
-    assert out.with_suffix(".png").stat().st_size > 1000
-    saved = tt.io.load_state(out)
-    assert saved["step"] == 150 and set(saved["vocabulary"]) == set(text.read_text("utf-8"))
-
-
-def test_sampling_depends_on_the_seed_alone(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "lm.safetensors"
-    training = char_lm.Training(options(text, steps=3))
-    char_lm.run(training, str(out))
-
-    def written(*more: str) -> str:
-        capsys.readouterr()
-        char_lm.main(["sample", str(out), "--prompt", "tape ", "--length", "40", *more])
-        return capsys.readouterr().out
-
-    assert written("--seed", "1") == written("--seed", "1") != written("--seed", "2")
-    assert written().startswith("tape ")
-    assert written("--temperature", "1e-4", "--seed", "1") == written("--temperature", "1e-4", "--seed", "2")
-
-
-@pytest.mark.parametrize("stops", [[signal.SIGINT], [signal.SIGINT] * 3, [signal.SIGTERM]], ids=repr)
-def test_ctrl_c_saves_says_where_and_the_run_can_go_on(stops: list[Any], text: Path, tmp_path: Path) -> None:
-    out = tmp_path / "lm.safetensors"
-    process = subprocess.Popen(
-        command(*flags(text, steps=100_000), f"--out={out}"), cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 60
-    while not out.exists() and time.monotonic() < deadline:  # the first validation has saved
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(kind: int, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "lm"
+    arguments = command(*flags(text, epochs=10_000), f"--out={out}")
+    process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (out / "best.safetensors").exists():
         time.sleep(0.05)
-    for wanted in stops:
-        process.send_signal(wanted)
+    for _ in range(3):
+        process.send_signal(kind)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in errors
-    assert f"--resume {out}" in errors
-    stopped = tt.io.load_state(out)["step"]
-    assert stopped >= 10 and f"stopped at step {stopped}" in errors
+    assert f"Go on with: python -m models.char_lm --resume {out}" in errors
+    assert f"stopped at step {tt.train.load(out, 'last')['count']};" in errors
 
 
-def test_a_file_size_limit_leaves_the_old_file(text: Path, tmp_path: Path) -> None:
+def test_a_file_size_limit_leaves_the_old_files(text: Path, tmp_path: Path) -> None:
     """A full disk, played by a limit on the size of files."""
-    out = tmp_path / "lm.safetensors"
-    training = char_lm.Training(options(text, steps=1))
-    char_lm.run(training, str(out))
-    before = out.read_bytes()
+    out = tmp_path / "lm"
+    run(*flags(text), f"--out={out}")
+    before = (out / "last.safetensors").read_bytes()
     program = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
         "from models import char_lm; char_lm.main(sys.argv[1:])"
     )
-    arguments = [sys.executable, "-c", program, *flags(text, steps=2), f"--out={out}"]
+    arguments = [sys.executable, "-c", program, f"--resume={out}"]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "cannot be written" in done.stderr
-    assert out.read_bytes() == before
-    assert os.listdir(tmp_path) == [out.name]
+    assert (out / "last.safetensors").read_bytes() == before and not list(out.glob("*.tmp"))
+
+
+# ---- writing and scoring --------------------------------------------------------------------------------------------
+
+
+def test_sampling_depends_on_the_seed_alone(trained: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    def written(*more: str) -> str:
+        capsys.readouterr()
+        run("sample", trained[0], "--prompt", "tape ", "--length", "40", *more)
+        return capsys.readouterr().out
+
+    assert written("--seed", "1") == written("--seed", "1") != written("--seed", "2")
+    assert written().startswith("tape ") and len(written()) == 46
+    greedy = written("--temperature", "0")
+    assert greedy == written("--top-k", "1", "--seed", "5") == written("--top-p", "1e-6", "--seed", "7")
+    assert written("--prompt", "tape€ ", "--instead", "") == written()
+
+
+def test_the_score_of_a_file_is_that_of_its_characters(
+    trained: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, content = tmp_path / "text.txt", "tape walk step.\nnode\n" * 9
+    path.write_text(content, "utf-8")
+    run("score", trained[0], path)
+    bits = float(capsys.readouterr().out.split()[0])
+    model, vocabulary = char_lm.load(str(trained[0]))
+    model.eval()
+    tokens = vocabulary.encode(content)[:, None]
+    with tt.no_grad():
+        chances = tt.log_softmax(model(tokens[:-1])[0], axis=-1).numpy()[:, 0]
+    assert bits == pytest.approx(-np.mean(chances[np.arange(len(tokens) - 1), tokens[1:, 0]]) / np.log(2), abs=1e-3)
+
+
+def test_a_terminal_that_lacks_the_characters(tmp_path: Path) -> None:
+    path, out = tmp_path / "text.txt", tmp_path / "lm"
+    draw = random.Random(0)
+    path.write_text("".join(draw.choice("\U0001f600é\n") for _ in range(16_500)), "utf-8")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    arguments = command(*flags(path, epochs=1), f"--out={out}")
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("?") > 100, done.stderr
+
+
+# ---- the network ----------------------------------------------------------------------------------------------------
+
+
+def test_tied_weights_are_one_parameter() -> None:
+    model = LanguageModel(7, 5, 5, tied=True)
+    assert model.head.weight is model.embedding.weight
+    with pytest.raises(tt.InputError, match="embedding is 4, hidden is 5"):
+        LanguageModel(7, 4, 5, tied=True)
+
+
+def test_without_dropout_the_layers_are_those_of_a_deep_lstm() -> None:
+    model = LanguageModel(7, 4, 5, layers=2, dropout=0.5, weight_drop=0.5).eval()
+    deep = tt.nn.LSTM(4, 5, 2)
+    for layer, lstm in enumerate(model.layers):
+        for name, p in lstm.named_parameters():
+            with tt.no_grad():
+                getattr(deep, name.replace("_l0", f"_l{layer}")).copy_(p)
+    tokens = np.random.default_rng(0).integers(0, 7, (6, 3))
+    logits, state = model(tokens)
+    y, (_, c) = deep(model.embedding(tokens))
+    np.testing.assert_allclose(logits.numpy(), model.head(y).numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate([c.numpy() for _, c in state]), c.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_dropped_weights_are_drawn_anew_for_each_window_and_only_in_training() -> None:
+    model = LanguageModel(7, 4, 5, weight_drop=0.5, generator=tt.Generator(0))
+    tokens, kept = np.zeros((3, 2), int), model.layers[0].weight_hh_l0.numpy()
+    first, second = (model(tokens)[0].numpy() for _ in range(2))
+    assert not np.array_equal(first, second)
+    model(tokens)[0].sum().backward()
+    gradient = model.layers[0].weight_hh_l0.grad.numpy()
+    assert 0.2 < np.mean(gradient == 0) < 0.8  # a dropped weight gets none
+    assert np.array_equal(model.layers[0].weight_hh_l0.numpy(), kept)
+    model.eval()
+    assert np.array_equal(model(tokens)[0].numpy(), model(tokens)[0].numpy())
+
+
+def test_the_rate_of_the_shakespeare_preset() -> None:
+    rate = char_lm.schedule(char_lm.SHAKESPEARE, 400)
+    epochs = [rate(400 * epoch) for epoch in range(50)]
+    assert epochs[:10] == [2e-3] * 10 and rate(400 * 10 - 1) == 2e-3
+    np.testing.assert_allclose(np.array(epochs[10:]) / epochs[9:-1], 0.97, rtol=1e-12)
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -153,121 +225,85 @@ def test_a_file_size_limit_leaves_the_old_file(text: Path, tmp_path: Path) -> No
         (b"abc\0def" * 500, "is binary"),
         (b"\xff\xfe\xff" * 500, "not UTF-8"),
         (b"too short", "9 characters"),
+        (b"a" * 20_000, "all 20,000 characters are 'a'"),
     ],
 )
 def test_bad_texts(content: bytes | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "text.txt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(SystemExit) as stopped:
-        char_lm.main([f"--text={path}", f"--out={tmp_path / 'runs' / 'x.safetensors'}"])
-    assert stopped.value.code == 2
-    assert words in capsys.readouterr().err
+    assert words in refused(f"--text={path}", f"--out={tmp_path / 'runs' / 'x'}", capsys=capsys)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("batch", 0), ("batch", 1_000_000), ("window", 0), ("validate", 0), ("steps", -1), ("hidden", -1),
-        ("lr", "nan"), ("dropout", 2), ("clip", 0), ("seed", -1), ("hidden", 1.5),
-        ("temperature", 0), ("temperature", "nan"),
+        ("batch", 0), ("batch", 1_000_000), ("window", 0), ("epochs", -1), ("hidden", -1), ("lr", "nan"), ("lr", "inf"),
+        ("dropout", 2), ("clip", 0), ("seed", -1), ("hidden", 1.5), ("tied", 1), ("preset", "none"), ("split", "none"),
+        ("temperature", -1), ("temperature", "nan"), ("top-k", 0), ("top-p", 2),
     ],
 )  # fmt: skip
 def test_bad_options(option: str, value: Any, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        char_lm.main([*flags(text, **{option: value}), f"--out={tmp_path / 'runs' / 'x.safetensors'}"])
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert "error: " in error and error.count("\n") == 2, error
+    error = refused(*flags(text, **{option: value}), f"--out={tmp_path / 'runs' / 'x'}", capsys=capsys)
+    assert error.count("\n") == 2, error
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["text.txt", "lm.png", "", "folder.safetensors", "text.txt/lm.safetensors"])
+@pytest.mark.parametrize("name", ["text.txt", "", "full", "text.txt/lm"])
 def test_bad_places_are_refused_before_training(
     name: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
     (tmp_path / "text.txt").write_bytes(text.read_bytes())
-    with pytest.raises(SystemExit) as stopped:
-        char_lm.main([*flags(tmp_path / "text.txt", steps=10**9), f"--out={name and tmp_path / name}"])
-    assert stopped.value.code == 2 and "error: --out: " in capsys.readouterr().err
+    error = refused(*flags(tmp_path / "text.txt"), f"--out={name and tmp_path / name}", capsys=capsys)
+    assert error.startswith("error: --out: ")
     assert (tmp_path / "text.txt").read_bytes() == text.read_bytes()
-    assert sorted(os.listdir(tmp_path)) == ["folder.safetensors", "text.txt"]
+    assert sorted(os.listdir(tmp_path)) == ["full", "text.txt"]
 
 
-def test_a_terminal_that_lacks_the_characters(tmp_path: Path) -> None:
-    path, out = tmp_path / "text.txt", tmp_path / "lm.safetensors"
-    draw = random.Random(0)
-    path.write_text("".join(draw.choice("\U0001f600é\n") for _ in range(20_000)), "utf-8")
-    char_lm.run(char_lm.Training(options(path, steps=1)), str(out))
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(command("sample", out), cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.count("?") > 100, done.stderr
+def test_without_a_name_each_run_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/lm", "runs/lm-2", "runs/lm-3"):
+        assert char_lm.command.free_folder("--out", None, "runs/lm") == folder
+        assert (tmp_path / folder).is_dir()
 
 
-def test_a_text_without_a_newline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, out = tmp_path / "text.txt", tmp_path / "lm.safetensors"
-    draw = random.Random(0)
-    path.write_text("".join(draw.choice("ab") for _ in range(20_000)), "utf-8")
-    char_lm.main([*flags(path, steps=2), f"--out={out}"])
-    capsys.readouterr()
-    char_lm.main(["sample", str(out), "--length=9"])
-    assert set(capsys.readouterr().out.strip()) <= set("ab")
-
-
-def test_a_run_stopped_before_its_first_validation_samples_what_it_has_learnt(
-    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "lm.safetensors"
-    training = char_lm.Training(options(text, lr=0.05))
-    for _ in range(20):
-        training.one_step()
-    tt.io.save_state(out, training.tree())
-    char_lm.main(["sample", str(out), "--length=50", "--prompt=t"])
-    expected = char_lm.sample(training.model, training.vocabulary, "t", 50, 0.7, tt.Generator(0))
-    assert capsys.readouterr().out == expected + "\n"
-
-
-def test_a_resumed_run_can_be_saved_elsewhere(text: Path, tmp_path: Path) -> None:
-    out, other = tmp_path / "lm.safetensors", tmp_path / "other.safetensors"
-    char_lm.run(char_lm.Training(options(text, steps=2)), str(out))
-    before = out.read_bytes()
-    char_lm.main(["--resume", str(out), "--out", str(other)])
-    assert out.read_bytes() == before and tt.io.load_state(other)["step"] == 2
-
-
-def test_bad_checkpoints(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "lm.safetensors"
-    training = char_lm.Training(options(text, steps=1))
-    char_lm.run(training, str(out))
-    whole = out.read_bytes()
-    other = tmp_path / "other.txt"
-    other.write_text(text.read_text("utf-8").replace("tape", "TAPE"), "utf-8")
-    foreign = tmp_path / "foreign.safetensors"
-    tt.io.save_state(foreign, {"kind": "something else"})
-    damaged = tmp_path / "damaged.safetensors"
-    damaged.write_bytes(whole[: len(whole) // 2])
-    lacking = tmp_path / "lacking.safetensors"
-    tt.io.save_state(lacking, {k: v for k, v in tt.io.load_state(out).items() if k != "generator"})
+def test_bad_runs(trained: tuple[Path, str], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = trained[0]
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    foreign, damaged, moved = tmp_path / "foreign", tmp_path / "damaged", tmp_path / "moved"
+    net = tt.nn.Linear(2, 2)
+    with tt.train.Run(foreign, net, tt.optim.SGD(net, lr=0.1), about={"kind": "other"}) as other:
+        list(other.steps(1))
+    damaged.mkdir()
+    (damaged / "last.safetensors").write_bytes(before["last.safetensors"][:1000])
+    moved.mkdir()
+    tree = tt.io.load_state(out / "last.safetensors")
+    tree["about"]["options"]["text"] = str(tmp_path / "other.txt")
+    tt.io.save_state(moved / "last.safetensors", tree)
+    (tmp_path / "other.txt").write_text(text.read_text("utf-8").replace("tape", "TAPE"), "utf-8")
     cases = [
-        (["--resume", lacking], "no character language model"),
-        (["--resume", tmp_path / "folder" / "none"], "no such file"),
-        (["--resume", ""], "cannot be read"),
-        (["sample", out, "--length", "-1"], "--length"),
-        (["--resume", foreign], "no character language model"),
+        (["--resume", tmp_path / "none"], "no such file"),
+        (["--resume", ""], "holds no run"),
+        (["--resume", tmp_path], "holds no run"),
+        (["--resume", foreign], "no run of models.char_lm"),
         (["--resume", damaged], "damaged"),
-        (["--resume", tmp_path / "none"], "none"),
-        (["--resume", out, "--text", other], "another text"),
-        (["--resume", out, "--hidden", "99"], "hidden cannot be changed"),
+        (["--resume", moved], "something else"),
+        (["--resume", out, "--hidden", "99"], "as it was started"),
+        (["--resume", out, "--text", text], "as it was started"),
         (["sample", text], "text.txt"),
+        (["sample", out, "--length", "-1"], "--length"),
         (["sample", out, "--prompt", "tape €"], "'€'"),
-        (["sample", out, "--temperature", "0"], "--temperature"),
+        (["sample", out, "--prompt", "tape €", "--instead", "¶"], "'¶'"),
+        (["score", out, tmp_path / "none"], "no file"),
     ]
     for arguments, words in cases:
+        capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
-            char_lm.main([str(a) for a in arguments])
+            run(*arguments)
         error = capsys.readouterr().err
-        assert stopped.value.code == 2, arguments
-        assert words in error, error
-    assert out.read_bytes() == whole
-    assert not (tmp_path / "folder").exists()
+        assert stopped.value.code == 2 and words in error, (arguments, error)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert json.loads((out / "log.jsonl").read_text().splitlines()[0])["step"] > 0

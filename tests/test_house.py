@@ -221,7 +221,7 @@ def test_f811_and_f841_are_never_silenced():
 
 
 MAIN_JOB = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[models]' && .venv/bin/python -m models.char_lm"
-TESTS = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/python -m pytest"
+TESTS = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/python -m pytest -n 2"
 
 
 def test_readme_commands():

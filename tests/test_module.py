@@ -304,9 +304,7 @@ def test_deepcopy_of_recurrent_layers():
     np.testing.assert_array_equal(layer(x)[0].data, twin(x)[0].data)  # the generator's state is copied too
 
 
-@pytest.mark.parametrize(
-    "make", [nn.RNN, nn.GRU, nn.LSTM, nn.RNNCell, nn.GRUCell, nn.LSTMCell, lambda i, h: Tied()], ids=repr
-)
+@pytest.mark.parametrize("make", [nn.RNN, nn.GRU, nn.LSTM, nn.RNNCell, nn.GRUCell, nn.LSTMCell, lambda i, h: Tied()])
 def test_modules_can_be_pickled(make):
     layer = make(2, 3)
     twin = pickle.loads(pickle.dumps(layer))

@@ -269,7 +269,7 @@ def test_what_diverges_is_stopped_and_no_worse_than_guessing(lr: float, corpus: 
 
 def test_scoring_is_the_mean_over_all_targets(corpus: tune.Corpus) -> None:
     """Against the logits of each stream, gone through one character at a time."""
-    model = tune.CharLM(corpus.symbols, 6, 0.5, tt.Generator(3))
+    model = tune.network(corpus.symbols, 6, 0.5, tt.Generator(3))
     tokens = corpus.test[: 32 * 40 + 5]
     columns = tt.data.streams(tokens, tune.BATCH)
     state, nats = None, []
