@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -103,6 +104,17 @@ def test_what_has_changed_is_seen():
     layer.to(np.float64)
     with pytest.raises(tt.DTypeError, match="x is float32"):
         layer(x)
+
+
+def test_what_stands_in_for_a_weight_is_let_go():
+    layer, x = made("RNN"), drawn(np.random.default_rng(7), 2, 1, 3)
+    weight = layer.weight_hh_l0 * 2.0
+    gone = weakref.ref(weight)
+    y, _ = tt.nn.functional_call(layer, {"weight_hh_l0": weight}, x)
+    tt.sum(y).backward()
+    assert layer.weight_hh_l0.grad is not None
+    del weight, y
+    assert gone() is None
 
 
 def test_dropout_between_layers_still_acts():

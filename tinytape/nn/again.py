@@ -18,6 +18,7 @@ from ..engine.tensor import Tensor
 from ..loop.probes import watching
 from ..loop.scan import eager
 from ..loop.switch import may_compile
+from .module import Parameter
 from .sequences import Inputs
 
 __all__ = ["Run", "again", "ready"]
@@ -87,6 +88,8 @@ def again(
     forms = _known.setdefault(layer, {})
     was, runs = forms.get(form, ([], None))
     if len(was) != len(weights) or not all(map(is_, was, weights)):
+        if not all(w is None or isinstance(w, Parameter) for w in weights):
+            return None  # what stands in for one in a single call is not to outlive it
         if len(forms) >= MOST:
             forms.clear()
         runs = find(x)
