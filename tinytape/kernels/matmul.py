@@ -30,18 +30,18 @@ _SHARES = 4  # parts for each thread, so that one that is held up has less to do
 _SIDE = 128  # rows or columns: in a smaller part, packing would count
 _SUM_SIDE = 4  # a cut through the sums costs as much as one through a side that is so many times shorter
 _PANEL = 32  # columns: no machine has wider panels
+_ALONE = 1 << 18  # multiplications that OpenBLAS does without waking threads (its interface/gemm.c)
 _NARROW = 16  # rows, columns or depth: below, packing takes longer than multiplying
 
 
 def is_quicker(m: int, k: int, n: int) -> bool:
-    """Whether `matmul` can be expected to beat OpenBLAS, as NumPy brings it, for A[m, k] and B[k, n].
+    """Whether `matmul` is to take A[m, k] and B[k, n], where kernels run, rather than OpenBLAS, as NumPy brings it.
 
-    With vectors of 64 bytes it does by 1.5 to 2 times where OpenBLAS uses half of these, as on recent processors of
-    AMD, and is as quick where OpenBLAS uses all; with narrower ones it is not. OpenBLAS's threads wake up sooner, so
-    each thread must have some work.
+    From some size on OpenBLAS wakes its own threads. They go on spinning for 2**26 cycles, 20 ms, after they are done,
+    and take the processors from ours: a language model's step then takes half as long again. Smaller products stay
+    with OpenBLAS, which a call of costs less; so do narrow ones.
     """
-    threshold = _WORK * max(4, 2 * threads.get_num_threads())
-    return min(m, k, n) >= _NARROW and 2 * m * k * n >= threshold and _machine().vector_bytes() == 64
+    return min(m, k, n) >= _NARROW and m * k * n > _ALONE
 
 
 def matmul(a: Matrix, b: Matrix) -> Matrix:
@@ -57,6 +57,9 @@ def matmul(a: Matrix, b: Matrix) -> Matrix:
     if a.itemsize not in a.strides:
         a = np.ascontiguousarray(a)
     out = np.empty((len(a), b.shape[1]), a.dtype)
+    if out.size * len(b) < _WORK:  # not enough for two parts
+        _multiply(a, b, out)
+        return out
     row_cuts, column_cuts, sum_cuts = _cuts(*out.shape, len(b))
     block = workspace.take((len(sum_cuts) - 1) * out.nbytes)
     sums = [out, *block.array(out.dtype, (len(sum_cuts) - 1, *out.shape))]

@@ -21,7 +21,7 @@ __all__ = ["dot", "einsum", "matmul", "outer", "tensordot", "trace"]
 
 Shape = tuple[int, ...]
 
-LEAST = 1 << 25  # multiply-adds: with fewer, NumPy does it in a millisecond
+LEAST = 1 << 18  # multiply-adds: fewer are cheapest with NumPy, whose BLAS does them on one thread
 
 # ---- matrix products ------------------------------------------------------------------------------------------------
 
