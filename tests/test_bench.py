@@ -232,12 +232,17 @@ def test_a_training_step_with_another_loss_is_wrong():
 
 
 @pytest.mark.peer
-def test_training_steps_agree_with_torch():
-    options = dict(words=50, hidden=8, layers=2, rows=3, steps=4, threads=1, dtype="float64")
+@pytest.mark.parametrize("model", lm.MODELS)
+def test_training_steps_agree_with_torch(model):
+    sizes = dict(words=50, embedding=6, hidden=8, layers=2, rows=3, steps=4)
+    options = lm.MODELS[model] | sizes | dict(threads=1, dtype="float64")
     steps = {name: lm.prepare(name, options) for name in ("tinytape", "torch")}
     for _ in range(lm.STEPS_COMPARED):
         told = {name: step()() for name, step in steps.items()}
         assert worker.error(told["tinytape"], told["torch"])[0] < 1e-6  # PyTorch's clip adds 1e-6 to the norm
+    if options["dropout"]:
+        told = {name: step()() for name, step in steps.items()}
+        assert worker.error(told["tinytape"], told["torch"])[0] > 1e-6, "from here on with dropout"
 
 
 def test_a_gradient_of_another_size_is_found():

@@ -11,20 +11,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from . import native, objects, processor
-from .compiler import usable
+from . import native, processor
 from .value import Value, splat
 
-__all__ = ["Lanes", "Variable", "lanes_of", "load_routines", "routine", "size_of"]
+__all__ = ["Lanes", "Variable", "bodies", "function_type", "lanes_of", "routine", "size_of"]
 
 _BYTE = ir.IntType(8)
 _WORD = ir.IntType(32)
@@ -205,7 +202,7 @@ def lanes_of(typing_context, zero):
 
 Body = Callable[..., None]
 
-_bodies: dict[str, Body] = {}
+bodies: dict[str, Body] = {}  # of all routines
 
 
 def _parameters(body: Body) -> list[inspect.Parameter]:
@@ -213,7 +210,8 @@ def _parameters(body: Body) -> list[inspect.Parameter]:
     return list(inspect.signature(body).parameters.values())[1:]
 
 
-def _type(body: Body) -> ir.FunctionType:
+def function_type(body: Body) -> ir.FunctionType:
+    """The type of the routine as a function of LLVM's."""
     return ir.FunctionType(_NOTHING, [_INTEGER] * len(_parameters(body)))
 
 
@@ -228,16 +226,17 @@ def routine(body: Body) -> Any:
     Returns
     -------
     intrinsic
-        Takes a zero of the wanted kind of float and then the routine's arguments. `load_routines` of that kind must
+        Takes a zero of the wanted kind of float and then the routine's arguments. `routines.load` of that kind must
         have run before code that calls it is loaded.
     """
     name = body.__name__
-    _bodies[name] = body
+    bodies[name] = body
 
     def definition(typing_context, zero, *arguments):
         def generate(context, builder, signature, values):
             builder.call(
-                cgutils.get_or_insert_function(builder.module, _type(body), native.symbol(name, str(zero))), values[1:]
+                cgutils.get_or_insert_function(builder.module, function_type(body), native.symbol(name, str(zero))),
+                values[1:],
             )
             return context.get_dummy_value()
 
@@ -249,33 +248,3 @@ def routine(body: Body) -> Any:
     definition.__name__ = definition.__qualname__ = name
     definition.__doc__ = body.__doc__
     return intrinsic(definition)
-
-
-def _written(dtype: np.dtype[Any]) -> ir.Module:
-    """All routines for one kind of float."""
-    module = ir.Module(f"routines of {dtype.name}")
-    element = ir.FloatType() if dtype == np.float32 else ir.DoubleType()
-    for name, body in sorted(_bodies.items()):
-        function = ir.Function(module, _type(body), native.symbol(name, dtype.name))
-        builder = ir.IRBuilder(function.append_basic_block())
-        body(Lanes(builder, element), *(Value(builder, argument) for argument in function.args))
-        builder.ret_void()
-    return module
-
-
-@cache
-def load_routines(dtype: type[np.floating[Any]]) -> None:
-    """Compile all routines for one kind of float, or take them from the cache, and bind their symbols.
-
-    Parameters
-    ----------
-    dtype : type
-        ``np.float32`` or ``np.float64``.
-    """
-    if not usable():
-        return
-    from . import packing, sums, tiles  # noqa: F401 - where routines are: what is kept on disk must have all of them
-
-    kind = np.dtype(dtype)
-    symbols = [native.symbol(name, kind.name) for name in sorted(_bodies)]
-    native.share(kind.name, lambda: objects.of_module(_written(kind), symbols))

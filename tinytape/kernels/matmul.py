@@ -119,9 +119,9 @@ def _part(dtype):
     """The kernel for a dtype."""
 
     def origin():
-        from . import part
+        from . import part, routines
 
-        part.load_routines(dtype.type)
+        routines.load(dtype.type)
         return vars(part)
 
     return native.functions(f"part.{dtype.name}", {"multiply_part": 13}, origin, dtype.name)["multiply_part"]

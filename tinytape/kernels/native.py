@@ -136,20 +136,22 @@ def functions(
     return _once(name, bound)
 
 
-def share(name: str, compiled: Callable[[], Code]) -> None:
+def share(name: str, symbols: Iterable[str], compiled: Callable[[], Code]) -> None:
     """Make functions known to all code by their symbols. Where object code cannot be loaded, only Numba's knows them.
 
     Parameters
     ----------
     name : str
         The last part of the symbols too: see `symbol`.
+    symbols : list of str
+        All of them: LLVM ends the process where code is loaded that calls one it does not know.
     compiled : callable
         Compiles them.
     """
 
     def bound() -> None:
         if _able():
-            _shared(name, _addresses(f"shared.{name}", compiled))
+            _shared(name, _addresses(f"shared.{name}", compiled, symbols))
         else:
             compiled()
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from . import processor
 from .compiler import kernel
-from .lanes import load_routines, size_of
+from .lanes import size_of
 from .multiply import BLOCK, begin_of_part, multiply, part_count
 from .outer import block_tiles, multiply_block
 from .packing import pack_part, panel_columns, panel_count
 from .tiles import ROWS
 
-__all__ = ["load_routines", "multiply_part", "scratch_of_part", "vector_bytes"]
+__all__ = ["multiply_part", "scratch_of_part", "vector_bytes"]
 
 _DEPTH = 256  # of a slice: rows of B that are packed at a time
 _CHUNK = 2 * BLOCK  # bytes of B that are packed at a time

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from . import routines
 from .compiler import kernel
-from .lanes import load_routines
 from .multiply import multiply, multiply_steps
 from .outer import multiply_outer, scratch_of_outer
 from .packing import pack_part, packed_columns, panel_count
@@ -42,7 +42,7 @@ def bind(dtype: type[np.floating[Any]]) -> SimpleNamespace:
         ``np.float32`` or ``np.float64``. It is all that the functions' closures hold: a function whose closure holds
         another compiled function would not be found in the cache again.
     """
-    load_routines(dtype)
+    routines.load(dtype)
 
     @kernel(inline="always")
     def panels(n):
