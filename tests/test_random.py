@@ -135,3 +135,15 @@ def test_numpy_random_is_not_imported_before_the_first_draw():
     code = "import sys, tinytape; print('numpy.random' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("count", [1, 7, 1 << 14, (1 << 14) + 1, (1 << 14) + 2])
+@pytest.mark.parametrize("p", [0.0, 2.0**-24, 0.1, 1 / 3, 0.5, 1 - 2.0**-25, 1.0])
+def test_bernoulli_compares_uniform_numbers_with_p(before, count, p):
+    ours, theirs = tt.Generator(3), tt.Generator(3)
+    for generator in (ours, theirs):
+        generator.uniform((before,), dtype=np.float32)  # may leave half a draw over
+    found = ours.bernoulli(count, p)
+    np.testing.assert_array_equal(found, theirs.uniform(count, dtype=np.float32) < np.float64(p))
+    np.testing.assert_array_equal(ours.uniform(3, dtype=np.float32), theirs.uniform(3, dtype=np.float32))
