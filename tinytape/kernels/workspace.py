@@ -188,7 +188,7 @@ class _Pool:
 _pool = _Pool()
 
 # Other arrays come from malloc. glibc's gives idle memory back to the system once it is more than twice the largest
-# array ever freed, and each page costs a microsecond when it is wanted again: up to a third of a small model's step.
+# array ever freed, and each page costs a microsecond when it is wanted again: up to a quarter of a small step.
 # One array that goes untouched, of nearly the 32 MB beyond which it takes no notice, makes it keep up to 64 MB.
 np.empty(31 << 20, np.uint8)
 if hasattr(os, "register_at_fork"):  # a child finds the account in order and the lock free
