@@ -5,9 +5,12 @@ from functools import partial
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tinytape as tt
 from tinytape import nn
+from tinytape.compile import captures
 from tinytape.compile.captures import look_through
 
 FACTOR = 2.0
@@ -99,6 +102,56 @@ def test_partials_methods_and_a_tensor_met_twice():
     assert found.complete and sum(t is weight for t in found.tensors) == 1
     two = look_through(partial(bound.func, weight, tt.ones(3)))
     assert two.key != found.key  # two tensors are not one tensor twice
+
+
+class Holder:
+    def __init__(self, held):
+        self.held = held
+
+    def method(self, h):
+        return h
+
+
+POOL = [
+    *[tt.tensor(np.ones(3), requires_grad=wanted) for wanted in (False, False, True)],
+    tt.ones(4), tt.tensor([1, 2]), tt.tensor([1, 3]), np.ones(3), np.ones(3), np.zeros(3), TENSOR,
+]  # fmt: skip
+holds = st.recursive(
+    st.sampled_from(
+        [None, True, 1, 0, 1.0, 0.0, -0.0, float("nan"), "a", "b", np.float32(1), helper, tt.tanh, np.tanh, *POOL]
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+        inner.map(lambda held: [held, held]),
+        inner.map(lambda held: partial(helper, held)),
+        inner.map(Holder),
+        inner.map(lambda held: Holder(held).method),
+        inner.map(lambda held: lambda h, x: (held, None)),
+        inner.map(lambda held: made(2.0, held)),
+        inner.map(lambda held: lambda h, x=held: (h, x)),
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.lists(holds, min_size=2, max_size=6))
+def test_what_is_like_something_known_is_described_alike(held):
+    """By whatever way the description is found: functions that differ have other keys, those that do not have one."""
+    steps = [made(2.0, content) for content in held]
+    for known in (captures._patterns, captures._numbers, captures._settled_functions):
+        known.clear()  # now, and not on the way because it is full
+    short = [look_through(f) for _ in range(2) for f in steps]
+    full = []
+    for f in 2 * steps:
+        captures._patterns.clear()
+        full.append(look_through(f))
+    same = [[a.key == b.key for b in short] for a in short]
+    assert same == [[a.key == b.key for b in full] for a in full]
+    for a, b in zip(short, full, strict=True):
+        assert a.complete == b.complete
+        assert [id(t) for t in a.tensors] == [id(t) for t in b.tensors]
 
 
 def test_objects_are_what_they_hold():

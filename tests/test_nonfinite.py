@@ -29,7 +29,7 @@ FORWARD = {  # from a value v and a mark m, 1 where it is to happen and 0 elsewh
 BACKWARD = {  # finite, and its derivative is not
     "sqrt": lambda v, m: tt.sqrt(tt.square(v * (1 - m))),
     "power": lambda v, m: (tt.abs(v) * (1 - m)) ** 0.5,
-    "log": lambda v, m: tt.where(m > 0, 0.0, tt.log(tt.square(v) * (1 - m))),
+    "log": lambda v, m: tt.where(m > 0, 0.0, tt.log((1 + v * v) * (1 - m))),
     "divide": lambda v, m: tt.where(m > 0, 0.0, 1 / ((1 + v * v) * (1 - m))),
 }
 

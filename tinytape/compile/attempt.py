@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -38,7 +37,6 @@ _log = logging.getLogger("tinytape.compile")
 MOST = 512  # plans that are kept
 _plans: OrderedDict[Any, Plan | NotLowerable] = OrderedDict()
 _told: set[Any] = set()
-_nothing = nullcontext()
 _BRANCHES = (dict, list, tuple)
 
 
@@ -60,7 +58,7 @@ class Plan:
         self.tracked = [key is not None for key in (*traced.carry_seeds, *traced.output_seeds)]
         lifted = {v.index: v.args[0].recipe.captured for v in program.inputs if v.kind == "fixed"}
         self.outside: list[Any] = [*program.captured_gradients, *(lifted[i] for i in program.fixed_gradients)]
-        self._ran: set[str] = set()
+        self.ran: set[str] = set()  # kernels that are there
         positions = {id(t): i for i, t in enumerate(captures.tensors)}
         positions.update({id(t.raw): i for i, t in enumerate(captures.tensors) if isinstance(t, Tensor)})
         self.positions: dict[Key, int] = {}
@@ -75,13 +73,12 @@ class Plan:
         tracked = any(isinstance(t, Tensor) and t.node is not None for t in self.constants.values())
         self.reusable = captures.complete and not tracked
 
-    def announced(self, which: str) -> AbstractContextManager[None]:
-        """Around a run of the forward or the backward kernel: tells of the first one, if that took a compiler."""
-        if which in self._ran:
-            return _nothing
-        self._ran.add(which)
+    def first(self, which: str, run: Callable[..., Any], *arguments: Any) -> Any:
+        """Run the forward or the backward kernel for the first time, and tell if that took a compiler."""
+        self.ran.add(which)
         widths = [v.shape[-1] for v in self.program.carries if v.shape]
-        return announced(" ".join([self.title, *map(str, widths[:1])]))
+        with announced(" ".join([self.title, *map(str, widths[:1])])):
+            return run(*arguments)
 
     def captured(self, captures: Captures) -> dict[Key, Any]:
         """The tensors that the step takes from outside, as they are now."""
@@ -130,17 +127,19 @@ def attempt(
             return None  # the eager loop does the same
         chosen = plan_of(kernels, checkpoint, steps, plan.leaves.rows([x.raw for x in carries]))
         kernels = Checkpointed(kernels, chosen) if chosen.slots else kernels
-    results = Ready(plan, kernels, plan.captured(captures)).run(f, init, xs, carries, inputs, steps, reverse, eager)
+    ready = Ready(plan, kernels, plan.captured(captures))
+    results = ready.run(f, init, xs, carries, inputs, steps, reverse, eager)
     count = len(carries)
     return unflatten(init, results[:count]), unflatten(plan.y_tree, results[count:])
 
 
-class Ready(NamedTuple):
+class Ready:
     """The kernels for a step, and the tensors that they take from outside."""
 
-    plan: Plan
-    kernels: Any
-    captured: dict[Key, Any]
+    def __init__(self, plan: Plan, kernels: Any, captured: dict[Key, Any]) -> None:
+        self.plan, self.kernels, self.captured = plan, kernels, captured
+        self.tensors = [t for t in captured.values() if isinstance(t, Tensor)]
+        self.outside = [captured[key] for key in plan.outside]  # those with gradients
 
     def run(
         self,
@@ -154,16 +153,17 @@ class Ready(NamedTuple):
         eager: Callable[..., Any],
     ) -> list[Tensor]:
         """The leaves of the last carry and of ys; `carries` and `inputs` are those of init and xs."""
-        plan = self.plan
+        plan, leaves, forward = self.plan, self.plan.leaves, self.kernels.forward
         first, others = [x.raw for x in carries], [x.raw for x in inputs]
-        rows = plan.leaves.rows(first)
-        with plan.announced("forward"):
-            first = plan.leaves.enter(first, rows)
-            finals, ys, saved = self.kernels.forward(first, others, self.captured, steps, rows, reverse)
-        arrays = plan.leaves.leave(finals, ys)
+        rows = leaves.rows(first)
+        if not leaves.plain:
+            first = leaves.enter(first, rows)
+        arguments = first, others, self.captured, steps, rows, reverse
+        finals, ys, saved = forward(*arguments) if "forward" in plan.ran else plan.first("forward", forward, *arguments)
+        arrays = [*finals, *ys] if leaves.plain else leaves.leave(finals, ys)
         if not plan.program.carry_seeds:
             return [Tensor.of(a) for a in arrays]
-        scan = _Scan(plan, self.kernels, f, init, xs, steps, reverse, eager, self.captured)
+        scan = _Scan(self, f, init, xs, steps, reverse, eager)
         return scan.record(carries, inputs, arrays, saved)
 
 
@@ -284,37 +284,25 @@ def _differentiable_rule(node: Node, gradients: tuple[Any, ...]) -> tuple[Any, .
 class _Scan:
     """One compiled run, as an op with a result for each leaf of the carry and of ys."""
 
+    __slots__ = ("eager", "f", "init", "ready", "reverse", "stand_ins", "steps", "xs")
+
     def __init__(
-        self,
-        plan: Plan,
-        kernels: Any,
-        f: Any,
-        init: Any,
-        xs: Any,
-        steps: int,
-        reverse: bool,
-        eager: Callable[..., Any],
-        captured: dict[Key, Any],
+        self, ready: Ready, f: Any, init: Any, xs: Any, steps: int, reverse: bool, eager: Callable[..., Any]
     ) -> None:
-        self.kernels = kernels
-        self.plan, self.f, self.init, self.xs, self.steps, self.reverse = plan, f, init, xs, steps, reverse
-        self.eager, self.captured, self.stand_ins = eager, captured, stand_ins()
+        self.ready, self.f, self.init, self.xs, self.steps, self.reverse = ready, f, init, xs, steps, reverse
+        self.eager, self.stand_ins = eager, stand_ins()
 
     def record(
         self, carries: list[Tensor], inputs: list[Tensor], arrays: list[Array], saved: Run | Rows
     ) -> list[Tensor]:
-        context, plan, captured = here.context, self.plan, self.captured
-        parents = [x.node for x in carries]
-        parents += [x.node for x in inputs]
-        parents += [captured[key].node for key in plan.outside]
+        context, ready = here.context, self.ready
+        plan = ready.plan
+        parents = tuple([x.node for x in (*carries, *inputs, *ready.outside)])
         storages: list[Storage | None] = []
-        for x in (*carries, *inputs, *captured.values()):
-            if isinstance(x, Tensor):
-                storages.append(x.node.storage if isinstance(x.node, Leaf) else x.storage)
+        for x in (*carries, *inputs, *ready.tensors):
+            storages.append(x.node.storage if isinstance(x.node, Leaf) else x.storage)
         shapes, dtypes = tuple([a.shape for a in arrays]), tuple([a.dtype for a in arrays])
-        node = Node(
-            take_number(), plan.op, tuple(parents), (self, saved), shapes, dtypes, tuple(storages), context.step
-        )
+        node = Node(take_number(), plan.op, parents, (self, saved), shapes, dtypes, tuple(storages), context.step)
         results = [Tensor.of(a, Part(node, i) if plan.tracked[i] else None) for i, a in enumerate(arrays)]
         if context.tape is not None:
             context.tape.append(node, (), {}, tuple(results))
@@ -322,21 +310,27 @@ class _Scan:
 
     def kept_buffers(self) -> dict[int, int]:
         """What a checkpointed run keeps; the others' is kept beside this."""
-        return self.kernels.kept_buffers() if isinstance(self.kernels, Checkpointed) else {}
+        kernels = self.ready.kernels
+        return kernels.kept_buffers() if isinstance(kernels, Checkpointed) else {}
 
     def rule(self, gradients: tuple[Any, ...], saved: Any) -> tuple[Any, ...]:
-        leaves, program = self.plan.leaves, self.plan.program
-        with self.plan.announced("backward"):
-            given = leaves.enter_gradients(gradients, saved.rows)
-            dinit, dxs, dfixed, sums = self.kernels.backward(saved, *given, self.reverse)
-        found = leaves.leave_gradients(dinit, dxs, self.plan.inputs)
-        found += [sums[k] for k in program.captured_gradients]
-        found += [dfixed[i] for i in program.fixed_gradients]
-        return tuple(found)
+        plan, backward = self.ready.plan, self.ready.kernels.backward
+        leaves, program = plan.leaves, plan.program
+        carries, ys = gradients[: leaves.count], gradients[leaves.count :]
+        if not leaves.plain:
+            carries, ys = leaves.enter_gradients(carries, ys, saved.rows)
+        arguments = saved, carries, ys, self.reverse
+        found = backward(*arguments) if "backward" in plan.ran else plan.first("backward", backward, *arguments)
+        dinit, dxs, dfixed, sums = found
+        return (
+            *leaves.leave_gradients(dinit, dxs, plan.inputs),
+            *[sums[k] for k in program.captured_gradients],
+            *[dfixed[i] for i in program.fixed_gradients],
+        )
 
     def differentiable_rule(self, node: Node, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
         """Run the loop again as it is defined, and walk that."""
-        wanted = [g for g, t in zip(gradients, self.plan.tracked, strict=True) if t]
+        wanted = [g for g, t in zip(gradients, self.ready.plan.tracked, strict=True) if t]
         definition = partial(self.eager, self.f, self.init, self.xs, self.steps, self.reverse)
         with standing_in(self.stand_ins):
             return replay(definition, node.parents or (), wanted)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import dis
 import itertools
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, cast
+from itertools import chain
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Captures(NamedTuple):
 
     Attributes
     ----------
-    key : tuple
+    key : hashable
         Equal for two functions that do the same with the tensors they take from outside.
     tensors : list of Tensor or array
         Those tensors.
@@ -42,7 +43,7 @@ class Captures(NamedTuple):
         Whether everything was understood. If not, the function must be traced each time.
     """
 
-    key: tuple[Any, ...]
+    key: Any
     tensors: list[Any]
     complete: bool
 
@@ -52,129 +53,272 @@ def look_through(f: Callable[..., Any]) -> Captures:
     known: Captures | None = getattr(f, "captures", None)
     if known is not None:
         return known
+    code = getattr(f, "__code__", f.__class__)
+    for i, (number, alike) in enumerate(patterns := _patterns.get(code, [])):
+        met = _Met()
+        if alike(f, met):
+            if i:
+                patterns.insert(0, patterns.pop(i))
+            return Captures(number, met.tensors, True)
     seen = _Look()
-    key = seen.at(f)
-    return Captures((key,), seen.tensors, seen.complete)
+    key, alike = seen.at(f)
+    if not seen.complete:
+        return Captures((key,), seen.tensors, False)
+    number = _number(key)
+    if len(_patterns) > MOST:
+        _patterns.clear()
+    _patterns[code] = [(number, alike), *patterns][:PATTERNS]
+    return Captures(number, seen.tensors, True)
 
 
-class _Look:
-    def __init__(self, settling: _Settled | None = None) -> None:
-        self.settling = settling
+class _Met:
+    """What has been met on the way, in order."""
+
+    __slots__ = ("numbers", "tensors")
+
+    def __init__(self) -> None:
+        self.numbers: dict[int, int] = {}  # by id
         self.tensors: list[Any] = []
+
+    def first(self, x: Any) -> bool:
+        """Whether an object is met for the first time."""
+        numbers = self.numbers
+        if id(x) in numbers:
+            return False
+        numbers[id(x)] = len(numbers)
+        return True
+
+
+# Whether something is like what was looked at, by whoever looked. To describe a function takes several times as long
+# as to see that it is like one described before.
+_Alike: TypeAlias = Callable[[Any, _Met], bool]
+_Seen: TypeAlias = tuple[Any, _Alike]  # a part of the key, and what to look for another time
+_patterns: dict[Any, list[tuple[int, _Alike]]] = {}  # by code, the last one first
+PATTERNS = 4  # of each code
+_ABSENT = object()
+
+
+def _is(x: Any) -> _Alike:
+    return lambda y, met: y is x
+
+
+def _all_alike(checks: Sequence[_Alike], found: Iterable[Any], met: _Met) -> bool:
+    for alike, y in zip(checks, found):  # noqa: B905, SIM110 - of equal lengths; a generator takes twice as long
+        if not alike(y, met):
+            return False
+    return True
+
+
+def _apart(seen: Iterable[_Seen]) -> tuple[tuple[Any, ...], list[_Alike]]:
+    """The keys and the checks of several."""
+    pairs = list(seen)
+    return tuple([key for key, _ in pairs]), [alike for _, alike in pairs]
+
+
+class _Look(_Met):
+    def __init__(self, settling: _Settled | None = None) -> None:
+        super().__init__()
+        self.settling = settling
+        self.alive: list[Any] = []  # an id is an object's as long as it lives
         self.complete = True
         self.depth = 0
-        self.met: dict[int, int] = {}
         self.modules: set[tuple[types.ModuleType, types.CodeType]] = set()
-        self.alive: list[Any] = []  # an id is an object's as long as it lives
 
-    def at(self, x: Any) -> Any:
+    def at(self, x: Any) -> _Seen:
         kind = x.__class__
         if kind in _PLAIN or issubclass(kind, np.generic):
-            return kind, repr(x) if kind is float else x
-        if id(x) in self.met:
-            return "met", self.met[id(x)]
+            if kind is float:  # -0.0 is another number, NaN is the same
+                text = repr(x)
+                return (kind, text), lambda y, met: y is x or (y.__class__ is float and repr(y) == text)
+            return (kind, x), lambda y, met: y is x or (y.__class__ is kind and bool(y == x))
+        if id(x) in self.numbers:
+            number = self.numbers[id(x)]
+            return ("met", number), lambda y, met: met.numbers.get(id(y)) == number
         if kind is types.FunctionType and x.__closure__ is None and self.settling is None:
             settled = _settled(x)
             if settled is not None:
-                return "settled", settled
+                return (
+                    "settled",
+                    settled,
+                ), lambda y, met: y.__class__ is types.FunctionType and y.__closure__ is None and _settled(y) == settled
         if self.settling is not None and not (kind in _FIXED or isinstance(x, type | np.ufunc)):
             raise _Unsettled
+        self.first(x)
+        self.alive.append(x)
         if isinstance(x, Tensor):
-            self._meet(x)
-            self.tensors.append(x)
-            contents = None if x.raw.dtype.kind == "f" else self._contents(x.raw)
-            return "tensor", x.raw.shape, x.raw.dtype.char, x.node is None, contents
+            return self._tensor(x)
         if is_array(x):
-            self._meet(x)
-            self.tensors.append(x)
-            return "array", x.shape, x.dtype.char, self._contents(x)
-        self._meet(x)
-        if len(self.met) > MOST or self.depth > DEEPEST:
+            return self._array(x)
+        if len(self.alive) > MOST or self.depth > DEEPEST:
             self.complete = False
-            return "more", id(x)
+            return ("more", id(x)), _is(x)
         self.depth += 1
         try:
-            return self._inside(x, kind)
+            key, inside = self._inside(x, kind)
         finally:
             self.depth -= 1
 
-    def _inside(self, x: Any, kind: Any) -> Any:
+        def alike(y: Any, met: _Met) -> bool:
+            numbers = met.numbers
+            if y.__class__ is not kind or id(y) in numbers:
+                return False
+            numbers[id(y)] = len(numbers)
+            return inside(y, met)
+
+        return key, alike
+
+    def _tensor(self, x: Tensor) -> _Seen:
+        self.tensors.append(x)
+        kind, contents = x.__class__, None if x.raw.dtype.kind == "f" else self._contents(x.raw)
+        form = shape, char, constant = x.raw.shape, x.raw.dtype.char, x.node is None
+
+        def alike(y: Any, met: _Met) -> bool:
+            numbers = met.numbers
+            if y.__class__ is not kind or id(y) in numbers:
+                return False
+            numbers[id(y)] = len(numbers)
+            met.tensors.append(y)
+            raw = y.raw
+            if raw.shape != shape or raw.dtype.char != char or (y.node is None) is not constant:
+                return False
+            return contents is None or _hashed(raw) == contents
+
+        return ("tensor", *form, contents), alike
+
+    def _array(self, x: Array) -> _Seen:
+        self.tensors.append(x)
+        kind, shape, char, contents = x.__class__, x.shape, x.dtype.char, self._contents(x)
+
+        def alike(y: Any, met: _Met) -> bool:
+            if y.__class__ is not kind or not met.first(y):
+                return False
+            met.tensors.append(y)
+            return y.shape == shape and y.dtype.char == char and _hashed(y) == contents
+
+        return ("array", shape, char, contents), alike
+
+    def _inside(self, x: Any, kind: Any) -> _Seen:
         if isinstance(x, tuple | list):
-            return kind, tuple([self.at(item) for item in cast("list[Any]", x)])
+            keys, checks = _apart(self.at(item) for item in cast("list[Any]", x))
+            return (kind, keys), lambda y, met: len(y) == len(checks) and _all_alike(checks, y, met)
         if isinstance(x, dict):
             held = cast("dict[Any, Any]", x)
             if self.settling is not None:
                 self.settling.sizes.append((held, len(held)))
                 self.settling.look_up(held, held)
-            return kind, tuple([(self.at(k), self.at(v)) for k, v in held.items()])
+            keys, checks = _apart(self.at(item) for pair in held.items() for item in pair)
+
+            def alike(y: Any, met: _Met) -> bool:
+                return 2 * len(y) == len(checks) and _all_alike(checks, chain.from_iterable(y.items()), met)
+
+            return (kind, keys), alike
         if kind is types.FunctionType:
             return self._function(x)
         if kind is types.MethodType:
-            return "method", self.at(x.__func__), self.at(x.__self__)
+            return self._parts("method", x, "__func__", "__self__")
         if isinstance(x, partial):
-            found = cast("partial[Any]", x)
-            return "partial", self.at(found.func), self.at(found.args), self.at(found.keywords)
+            return self._parts("partial", x, "func", "args", "keywords")
         # A generator is known by itself alone: drawing from it in a step is refused by the trace.
         if isinstance(x, type | types.BuiltinFunctionType | np.ufunc | Generator) or kind.__module__ == "functools":
-            return "object", x
+            return ("object", x), _is(x)
         if isinstance(x, property):
-            return "property", self.at(x.fget)
+            return self._parts("property", x, "fget")
         if isinstance(x, staticmethod | classmethod):
-            return kind, self.at(cast("staticmethod[..., Any]", x).__func__)
+            return self._parts(kind, x, "__func__")
         if hasattr(x, "__dict__") and _is_plain(kind):  # what it holds, and what its methods reach
-            return kind, self._members(x), self._class(kind)
+            members, methods = self._members(x), self._class(kind)
+            return (kind, members[0], methods[0]), lambda y, met: members[1](y, met) and methods[1](y, met)
         self.complete = False
-        return "unknown", id(x)
+        return ("unknown", id(x)), _is(x)
+
+    def _parts(self, what: Any, x: Any, *names: str) -> _Seen:
+        """Attributes, of which it is all made."""
+        keys, checks = _apart(self.at(getattr(x, name)) for name in names)
+        return (what, *keys), lambda y, met: _all_alike(checks, [getattr(y, name) for name in names], met)
 
     def _contents(self, array: Array) -> int:
         if array.nbytes > LARGE:
             self.complete = False
-        return hash(array.tobytes()) if array.nbytes <= LARGE else 0
+            return 0
+        return _hashed(array)
 
-    def _meet(self, x: Any) -> None:
-        self.met[id(x)] = len(self.met)
-        self.alive.append(x)
+    def _members(self, x: Any) -> _Seen:
+        held = cast("dict[str, Any]", vars(x))
+        names = tuple(held)
+        keys, checks = _apart(self.at(value) for value in held.values())
 
-    def _members(self, module: Any) -> Any:
-        held = cast("dict[str, Any]", vars(module))
-        return tuple([(name, self.at(value)) for name, value in held.items()])
+        def alike(y: Any, met: _Met) -> bool:
+            found = cast("dict[str, Any]", vars(y))
+            return tuple(found) == names and _all_alike(checks, found.values(), met)
 
-    def _class(self, kind: type) -> Any:
-        users = [base for base in kind.__mro__ if base is not object and not _is_ours(base)]
-        members = [item for base in users for item in vars(base).items()]
-        return tuple([(name, self.at(x)) for name, x in members if name == "__call__" or name[:2] != "__"])
+        return (names, keys), alike
 
-    def _function(self, f: types.FunctionType) -> Any:
+    def _class(self, kind: type) -> _Seen:
+        """What a class that a user wrote has."""
+        held = [vars(base) for base in kind.__mro__ if base is not object and not _is_ours(base)]
+        sizes = [len(members) for members in held]
+        places = [(m, name) for m in held for name in m if name == "__call__" or name[:2] != "__"]
+        keys, checks = _apart(self.at(members[name]) for members, name in places)
+
+        def alike(y: Any, met: _Met) -> bool:
+            found = [members.get(name, _ABSENT) for members, name in places]
+            return [len(members) for members in held] == sizes and _all_alike(checks, found, met)
+
+        return (tuple([name for _, name in places]), keys), alike
+
+    def _function(self, f: types.FunctionType) -> _Seen:
         if isinstance(getattr(f, "op", None), Op):  # the code of many ops is the same
-            return "op", f
+            return ("op", f), _is(f)
         if self.settling is not None:
             if f.__closure__ or f.__kwdefaults__:
                 raise _Unsettled
             self.settling.functions.append((f, f.__code__, f.__defaults__))
-        cells = [cell.cell_contents for cell in f.__closure__ or () if _is_filled(cell)]
-        inside = tuple([self._named(value, f.__code__) for value in cells])
-        defaults = self.at(f.__defaults__), self.at(f.__kwdefaults__)
-        if _is_ours(f):
-            return f.__code__, inside, defaults
-        names = _globals_of(f.__code__)
+        code, module, held = f.__code__, f.__module__, f.__globals__
+        inside = _apart(self._named(value, code) for value in _cells_of(f))
+        defaults = _apart([self.at(f.__defaults__), self.at(f.__kwdefaults__)])
+        names = () if _is_ours(f) else _globals_of(code)
         if self.settling is not None:
-            self.settling.look_up(f.__globals__, names)
-        reached = tuple([(n, self._named(f.__globals__[n], f.__code__)) for n in names if n in f.__globals__])
-        return f.__code__, inside, defaults, reached
+            self.settling.look_up(held, names)
+        there = [name for name in names if name in held]
+        reached = _apart(self._named(held[name], code) for name in there)
 
-    def _named(self, x: Any, code: types.CodeType) -> Any:
+        def alike(y: Any, met: _Met) -> bool:
+            if y.__code__ is not code or y.__globals__ is not held or y.__module__ != module:
+                return False
+            cells = _cells_of(y)
+            return (
+                len(cells) == len(inside[1])
+                and _all_alike(inside[1], cells, met)
+                and _all_alike(defaults[1], (y.__defaults__, y.__kwdefaults__), met)
+                and [name for name in names if name in held] == there
+                and _all_alike(reached[1], [held[name] for name in there], met)
+            )
+
+        return (code, inside[0], defaults[0], tuple(there), reached[0]), alike
+
+    def _named(self, x: Any, code: types.CodeType) -> _Seen:
         """A variable from outside of a function; of a module, what the function may take from it."""
         if not isinstance(x, types.ModuleType):
             return self.at(x)
-        if x.__name__.split(".")[0] in (_PACKAGE, "numpy", "math"):
-            return "module", x.__name__
-        if (x, code) in self.modules:
-            return "module", x.__name__
+        if x.__name__.split(".")[0] in (_PACKAGE, "numpy", "math") or (x, code) in self.modules:
+            return ("module", x.__name__), _is(x)
         self.modules.add((x, code))
-        held = vars(x)
+        held, names = vars(x), _names_in(code)
         if self.settling is not None:
-            self.settling.look_up(held, _names_in(code))
-        return "module", x.__name__, tuple([(n, self._named(held[n], code)) for n in _names_in(code) if n in held])
+            self.settling.look_up(held, names)
+        there = [name for name in names if name in held]
+        keys, checks = _apart(self._named(held[name], code) for name in there)
+
+        def alike(y: Any, met: _Met) -> bool:
+            if y is not x or [name for name in names if name in held] != there:
+                return False
+            return _all_alike(checks, [held[name] for name in there], met)
+
+        return ("module", x.__name__, tuple(there), keys), alike
+
+
+def _hashed(array: Array) -> int:
+    return hash(array.tobytes())
 
 
 # ---- functions that reach only functions and constants --------------------------------------------------------------
@@ -185,6 +329,13 @@ class _Look:
 _FIXED = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, tuple, dict)
 _counter = itertools.count()
 _numbers: dict[Any, int] = {}
+
+
+def _number(key: Any) -> int:
+    """The same for equal keys, and much quicker to compare."""
+    if len(_numbers) > MOST:
+        _numbers.clear()  # what was described then is described anew, by other numbers
+    return _numbers.setdefault(key, next(_counter))
 
 
 class _Unsettled(Exception):
@@ -231,15 +382,13 @@ def _settled(f: types.FunctionType) -> int | None:
     elif len(_settled_functions) > MOST:
         _settled_functions.clear()
     settled = _Settled()
-    look = _Look(settled)
+    look, key = _Look(settled), None
     try:
-        key = look.at(f)
+        key, _ = look.at(f)
     except _Unsettled:
         look.complete = False
     else:
-        if len(_numbers) > MOST:
-            _numbers.clear()  # what was described then is described anew, by other numbers
-        settled.number = _numbers.setdefault(key, next(_counter))
+        settled.number = _number(key)
     _settled_functions[f] = settled if look.complete else None
     return settled.number if look.complete else None
 
@@ -281,9 +430,12 @@ def _globals_of(code: types.CodeType) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 - asked for its error
-    except ValueError:
-        return False
-    return True
+def _cells_of(f: Any) -> list[Any]:
+    """What the variables of a function that are those of one around it hold, if anything."""
+    found: list[Any] = []
+    for cell in f.__closure__ or ():
+        try:  # noqa: SIM105 - a context manager takes five times as long
+            found.append(cell.cell_contents)
+        except ValueError:  # not assigned yet
+            pass
+    return found

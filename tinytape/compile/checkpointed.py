@@ -123,8 +123,7 @@ class Checkpointed:
 
     def _go(self, run: Run, start: int, stop: int) -> Run:
         """Run some steps from the current state, and make the one after them current."""
-        xs, ys = ([a[start:stop] for a in arrays] for arrays in (run.xs, run.ys))
-        part = run._replace(steps=stop - start, start=start, init=self.carry, xs=xs, ys=ys, history=self.history)
+        part = self.kernels.part(run, start, stop, self.carry, self.history)
         self.carry = self.kernels.go(part)
         return part
 

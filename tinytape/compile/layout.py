@@ -60,7 +60,8 @@ class Space:
     def __init__(
         self, program: Program, half: Half, history: dict[Value, str], steps: int, rows: int, block: int, scratch: int
     ) -> None:
-        self.program, self.half, self.item = program, half, np.dtype(program.dtype).itemsize
+        self.program, self.half, self.dtype = program, half, np.dtype(program.dtype)
+        self.item = self.dtype.itemsize
         self.steps, self.rows, self.block = steps, rows, block
         self.training = bool(program.carry_seeds)
         self.kept: dict[Value, int] = {}  # where in a row's record a value is kept
@@ -93,9 +94,11 @@ class Space:
             if value.kind != "alias" and place in ("block", "step", "row"):
                 count = {"block": self.block * self.rows, "step": self.rows, "row": 1}[place]
                 memory.add(value, count * _padded(value))
+        begin = memory.nbytes
         for i, seed in enumerate(self.program.carry_seeds):
             if seed.kind != "none":
                 memory.add(("ring", i), 2 * self.rows * seed.size)
+        self.rings = begin, memory.nbytes - begin  # where they lie, and how many bytes
         if not self.training:
             for value in self.carried:
                 memory.add(value, 2 * self.rows * value.size)
@@ -136,6 +139,8 @@ class Layout(Space):
         vars(self).update(vars(space))
         self.start, self.total_rows, self.bases, self.strides = start, total_rows, bases, strides
         self.pads: list[Pad] = []
+        self.adjoints: dict[Any, list[Layout]] = {}  # of a forward run's first thread: those of its adjoint
+        self.history_bytes = self.history.nbytes or ALIGN
         entries = [self._entry(entry) for entry in kernel.entries]
         bases_of_entries = [(i, base) for i, (base, _) in enumerate(entries) if base is not None]
         parts: list[Sequence[int] | Array] = [
@@ -151,14 +156,36 @@ class Layout(Space):
 
     def borrow(self, parts: Sequence[Value] = ()) -> Pad:
         """Memory for a run, to be given back."""
-        return self.pads.pop() if self.pads else Pad(self, parts)
+        pad = self.pads.pop() if self.pads else Pad(self, parts)
+        if pad.block is None:
+            pad.fill(self)
+        return pad
 
     def give_back(self, pad: Pad) -> None:
-        """Small ones are kept here; others go to the pool."""
-        if self.keeps_pads and len(self.pads) < 2:
+        """Small ones are kept here; of others the memory goes to the pool."""
+        if not self.keeps_pads:
+            pad.empty()
+        if len(self.pads) < 2:
             self.pads.append(pad)
         else:
-            pad.block.release()
+            pad.empty()
+
+    def last(self, block: workspace.Block, value: Value) -> Array:
+        """A leaf of the carry that lies by itself, after the last step, for a moment."""
+        where, step = (self.history, self.steps - 1) if self.training else (self.temporary, self.steps & 1)
+        offset = where.offsets[value] + step * self.rows * value.size * self.item
+        return block.view(self.dtype, (self.rows, *value.shape), offset)
+
+    def clear_rings(self, block: workspace.Block) -> None:
+        """No gradient comes back through the carry."""
+        offset, nbytes = self.rings
+        block.view(np.uint8, (nbytes,), offset)[:] = 0
+
+    def ring(self, block: workspace.Block, i: int, step: int) -> Array:
+        """The gradient of a leaf of the carry, one of two halves for two steps, for a moment."""
+        value = self.program.carry_seeds[i]
+        offset = self.temporary.offsets["ring", i] + step * self.rows * value.size * self.item
+        return block.view(self.dtype, (self.rows, *value.shape), offset)
 
     # ---- entries -----------------------------------------------------------------------------------------------
 
@@ -234,24 +261,34 @@ class Layout(Space):
 
 
 class Pad:
-    """Memory for one run of a kernel that nothing needs afterwards, with the arrays in it that are not the kernel's."""
+    """Memory for one run of a kernel that nothing needs afterwards, and what is beside it."""
 
-    __slots__ = ("address", "block", "parts", "rings", "table", "words")
+    __slots__ = ("address", "block", "parts", "table", "words")
 
     def __init__(self, layout: Layout, parts: Sequence[Value]) -> None:
-        dtype = np.dtype(layout.program.dtype)
-        self.block = workspace.take(layout.temporary.nbytes or ALIGN, counted=not layout.keeps_pads)
-        self.address = self.block.address
-        offsets = layout.temporary.offsets
-        self.rings: list[Array | None] = []  # of each carry leaf: the gradient, two halves for two steps
-        for i, seed in enumerate(layout.program.carry_seeds):
-            shape = (2, layout.rows, *seed.shape)
-            ring = offsets.get(("ring", i))
-            self.rings.append(None if ring is None else self.block.array(dtype, shape, ring))
-        self.block.array(np.uint8, (layout.nbytes_of_zeros,), offsets["zeros"])[:] = 0
-        self.parts = [np.zeros(v.shape, dtype) for v in parts]  # kernels leave them zeroed
+        self.parts = [np.zeros(v.shape, layout.dtype) for v in parts]  # kernels leave them zeroed
         self.words = np.empty(layout.entries, np.int64)
         self.table = address_of(self.words)
+        self.block: workspace.Block | None = None
+        self.address = 0
+
+    def fill(self, layout: Layout) -> None:
+        """Take the memory."""
+        block = workspace.take(layout.temporary.nbytes or ALIGN, counted=not layout.keeps_pads)
+        block.view(np.uint8, (layout.nbytes_of_zeros,), layout.temporary.offsets["zeros"])[:] = 0
+        self.block, self.address = block, block.address
+
+    @property
+    def memory(self) -> workspace.Block:
+        """The memory, of a pad that is lent."""
+        assert self.block is not None
+        return self.block
+
+    def empty(self) -> None:
+        """Let it go."""
+        block, self.block = self.block, None
+        if block is not None:
+            block.release()
 
 
 def _padded(value: Value) -> int:

@@ -47,14 +47,16 @@ class Leaves:
     def __init__(self, program: Program, dtypes: Sequence[np.dtype[Any]]) -> None:
         self.program, self.dtypes = program, list(dtypes)
         self.count = len(program.carries)
+        shared = program.shared_carries or program.shared_outputs or program.shared_inputs
+        self.plain = not shared and all(dtype == program.dtype for dtype in self.dtypes)
+        """Whether a user knows them as kernels do."""
 
     def rows(self, carries: Sequence[Array]) -> int:
         """The number of batch rows."""
+        if self.plain:
+            return carries[0].shape[0]
         shared = self.program.shared_carries
-        for i, a in enumerate(carries):
-            if i not in shared:
-                return a.shape[0]
-        return 1
+        return next((a.shape[0] for i, a in enumerate(carries) if i not in shared), 1)
 
     def enter(self, carries: list[Array], rows: int) -> list[Array]:
         """The first carry, in each row."""
@@ -72,11 +74,10 @@ class Leaves:
         return [a if a.dtype == dtype else a.astype(dtype) for a, dtype in zip(found, self.dtypes, strict=True)]
 
     def enter_gradients(
-        self, gradients: Sequence[Array | None], rows: int
+        self, carries: Sequence[Array | None], ys: Sequence[Array | None], rows: int
     ) -> tuple[list[Array | None], list[Array | None]]:
         """What comes back for the last carry and for the outputs, in each row; None: nothing."""
-        program, count = self.program, self.count
-        carries, ys = list(gradients[:count]), list(gradients[count:])
+        program, carries, ys = self.program, list(carries), list(ys)
         for i in program.shared_carries:
             carries[i] = _in_first_row(carries[i], 0, rows)
         for i in program.shared_outputs:
@@ -86,6 +87,8 @@ class Leaves:
     def leave_gradients(self, carries: list[Array | None], inputs: dict[int, Array], number: int) -> list[Any]:
         """The gradients of the first carry and of all `number` inputs, None for those that have none."""
         program = self.program
+        if self.plain:
+            return [*carries, *[inputs.get(i) for i in range(number)]]
         found: list[Any] = list(carries)
         for i in program.shared_carries:
             a = carries[i]

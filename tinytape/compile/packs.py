@@ -52,6 +52,7 @@ class Matrix:
     def __init__(self, value: Value, dtype: np.dtype[Any]) -> None:
         self.value, self.dtype = value, dtype
         self.owner, self.transposed = owner_of(value)
+        self.form = "panels", self.transposed, dtype.char
 
     def panels(self, invariants: Invariants) -> Panels:
         """The panels; those of a tensor from outside are kept until something is written there."""
@@ -59,16 +60,28 @@ class Matrix:
         storage: Storage | None = getattr(tensor, "storage", None)
         if tensor is None or storage is None:
             return _pack(invariants[self.value].astype(self.dtype, copy=False))
-        raw = tensor.raw  # others, such as its other half, may share the storage
-        key = "panels", self.transposed, self.dtype, raw.shape, raw.strides, address_of(raw)
-        known = storage.derived
+        raw, known = tensor.raw, storage.derived
         if known is None:
             known = storage.derived = {}
-        found = known.get(key)
-        if found is None or found[0] != storage.written:
-            written = storage.written  # as it is before the values are read
-            found = known[key] = written, _pack(invariants[self.value].astype(self.dtype, copy=False))
-        return found[1]
+        last: _Packed | None = known.get(self.form)
+        if last is None or last.matrix is not raw or last.written != storage.written:
+            # Others may share the storage, such as the other half of it.
+            place = *self.form, raw.shape, raw.strides, address_of(raw)
+            last = known.get(place)
+            if last is None or last.written != storage.written:
+                written = storage.written  # as it is before the values are read
+                panels = _pack(invariants[self.value].astype(self.dtype, copy=False))
+                last = known[place] = _Packed(written, raw, panels)
+            known[self.form] = last._replace(matrix=raw)
+        return last.panels
+
+
+class _Packed(NamedTuple):
+    """What was made of a matrix, and when that had been written."""
+
+    written: int
+    matrix: Array
+    panels: Panels
 
 
 def owner_of(value: Value) -> tuple[Any, bool]:

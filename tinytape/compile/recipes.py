@@ -21,10 +21,12 @@ class Invariants(dict[Value, Array]):
     ----------
     captured : dict
         The tensors from outside, by key, as they are now.
+    known : dict, optional
+        What has been computed.
     """
 
-    def __init__(self, captured: dict[Any, Any]) -> None:
-        super().__init__()
+    def __init__(self, captured: dict[Any, Any], known: dict[Value, Array] | tuple[()] = ()) -> None:
+        super().__init__(known)
         self.captured = captured
 
     def __missing__(self, value: Value) -> Array:
@@ -62,6 +64,7 @@ def finish(program: Program, post: list[Value], known: dict[Value, Array]) -> di
 def _computed(value: Value, known: dict[Value, Array]) -> Array:
     recipe = value.recipe
     if recipe.op is reshape.op:  # of every bias's gradient
-        return known[recipe.args[0]].reshape(value.shape)
+        found = known[recipe.args[0]]
+        return found if found.shape == value.shape else found.reshape(value.shape)
     out = recipe.op.forward(*[known[a] if isinstance(a, Value) else a for a in recipe.args], **recipe.options)
     return np.asarray(out[recipe.out] if recipe.op.several else out)

@@ -15,7 +15,7 @@ from .addresses import bases_of
 from .cache import kernel
 from .dims import Dims
 from .emit_numba import numba_source
-from .layout import ALIGN, Layout, Pad, Space, Strides, strides_of
+from .layout import Layout, Pad, Space, Strides, strides_of
 from .packs import Matrix, products
 from .program import Program, Value
 from .recipes import Invariants, finish
@@ -26,25 +26,43 @@ __all__ = ["Compiled", "Gradients", "Run"]
 TALL = 48  # rows that a hoisted product has at least, if there are so many
 DEEP = 96  # rows that a weight gradient's product has at least
 WORTH = 24_000_000  # floating-point operations of a forward run that are worth a second thread
-LARGE = 1 << 18  # bytes: from here on arrays come from the pool
+LARGE = 1 << 22  # bytes: from here on arrays come from the pool
 ARGUMENTS = 3  # of a kernel: numbers, bases, room for a table
 Arrays = Sequence[Array]
 Function = Callable[..., int]
 
 
-class Run(NamedTuple):
-    """A forward run over some steps: what it takes, and what it leaves for its adjoint."""
+class Run:
+    """A forward run over some steps: what it takes, and what it leaves for its adjoint.
 
-    steps: int
-    rows: int
-    threads: int
-    init: list[Array]
-    xs: list[Array]
-    fixed: list[Array]
-    ys: list[Array]
-    invariants: Invariants
-    history: list[workspace.Block] = []  # noqa: RUF012 - one for each thread, if there is to be an adjoint
-    start: int = 0  # the number of its first step, of all steps
+    Attributes
+    ----------
+    start : int
+        The number of its first step, of all steps.
+    layouts : list of Layout
+        For each thread.
+    history : list of Block
+        For each thread, if there is to be an adjoint.
+    """
+
+    __slots__ = ("fixed", "history", "init", "invariants", "layouts", "rows", "start", "steps", "threads", "xs", "ys")
+
+    def __init__(
+        self,
+        steps: int,
+        rows: int,
+        threads: int,
+        init: list[Array],
+        xs: list[Array],
+        fixed: list[Array],
+        ys: list[Array],
+        invariants: Invariants,
+        start: int = 0,
+    ) -> None:
+        self.steps, self.rows, self.threads, self.start = steps, rows, threads, start
+        self.init, self.xs, self.fixed, self.ys, self.invariants = init, xs, fixed, ys, invariants
+        self.layouts: list[Layout] = []
+        self.history: list[workspace.Block] = []
 
     def kept_buffers(self) -> dict[int, int]:
         """The memory that waits for the adjoint, for `engine.recording.kept_buffers`."""
@@ -80,9 +98,8 @@ class Compiled:
     ) -> tuple[list[Array], list[Array], Run]:
         """The last carry and the outputs; arrays are (rows, ...) and (steps, rows, ...)."""
         run, results = self.begin(init, xs, captured, steps, rows, reverse)
-        if self.program.carry_seeds:
-            layouts = self._layouts("forward", run)
-            run = run._replace(history=[workspace.take(layout.history.nbytes or ALIGN) for layout in layouts])
+        if self.trains:
+            run.history = [workspace.take(layout.history_bytes) for layout in run.layouts]
         return self.go(run), results, run
 
     def begin(
@@ -92,54 +109,53 @@ class Compiled:
         dtype, invariants = self.dtype, Invariants(captured)
         init = [np.ascontiguousarray(a, dtype) for a in init]
         xs = [_rows(a, dtype, rank) for a, rank in zip(xs, self.x_ranks, strict=True)]
-        fixed = [_rows(invariants[v.args[0]], dtype, len(v.shape)) for v in self.fixed]
-        results = [pooled((steps, rows, *v.shape), dtype) for v in self.program.outputs]
+        fixed = [_rows(invariants[v.args[0]], dtype, len(v.shape)) for v in self.fixed] if self.fixed else []
+        results = [pooled((steps, rows, *shape), dtype) for shape in self.output_shapes]
         ys = results
         if reverse:
             xs, ys = [a[::-1] for a in xs], [y[::-1] for y in results]
-        return Run(steps, rows, self.thread_count(steps, rows), init, xs, fixed, ys, invariants), results
+        run = Run(steps, rows, self.thread_count(steps, rows), init, xs, fixed, ys, invariants)
+        run.layouts = self._forward_layouts(run)
+        return run, results
+
+    def part(self, run: Run, start: int, stop: int, init: list[Array], history: list[workspace.Block]) -> Run:
+        """Some steps of a run, from another carry, to be kept in memory that is there."""
+        xs, ys = ([a[start:stop] for a in arrays] for arrays in (run.xs, run.ys))
+        part = Run(stop - start, run.rows, run.threads, init, xs, run.fixed, ys, run.invariants, start)
+        part.layouts, part.history = self._forward_layouts(part), history
+        return part
 
     def go(self, run: Run) -> list[Array]:
         """Run the steps; the last carry."""
-        layouts = self._layouts("forward", run)
-        pads = [layout.borrow() for layout in layouts]
-        arrays = [*run.init, *run.xs, *run.fixed, *run.ys, *self._read(run.invariants)]
+        layouts, ys = run.layouts, run.ys
         panels = [m.panels(run.invariants) for m in self.forward_matrices]
+        arrays = [*run.init, *run.xs, *run.fixed, *ys, *self._read(run.invariants)]
         addresses = [p.address for p in panels]
-
-        def bases(i: int) -> bytes:
-            return bases_of(arrays, [*addresses, run.history[i].address if run.history else 0, pads[i].address])
-
+        pads = [layout.borrow() for layout in layouts]
         if run.start:
-            self._put_before(run, layouts)
-        _launch(self.forward_function, layouts, pads, bases)
-        blocks = run.history or [pad.block for pad in pads]
+            self._put_before(run)
+        _launch(self.forward_function, layouts, pads, arrays, addresses, run.history)
+        blocks = run.history or [pad.memory for pad in pads]
         finals = [
-            np.array(run.ys[at][-1]) if at is not None else self._final(i, run.rows, layouts, blocks)
+            np.array(ys[at][-1]) if at is not None else self._final(i, run, blocks)
             for i, at in enumerate(self.finals_in_outputs)
         ]
         for layout, pad in zip(layouts, pads, strict=True):
             layout.give_back(pad)
         return finals
 
-    def _put_before(self, run: Run, layouts: list[Layout]) -> None:
+    def _put_before(self, run: Run) -> None:
         """A carry that lies by itself lies there before the first step too: sums read on from it."""
-        for layout, block in zip(layouts, run.history, strict=True):
+        for layout, block in zip(run.layouts, run.history, strict=True):
             for value, first in zip(self.program.carries, run.init, strict=True):
                 if value in layout.carried:
                     layout.row_before(block, value)[...] = first[layout.start : layout.start + layout.rows]
 
-    def _final(self, i: int, rows: int, layouts: list[Layout], blocks: list[workspace.Block]) -> Array:
+    def _final(self, i: int, run: Run, blocks: list[workspace.Block]) -> Array:
         """A leaf of the last carry, from the memory of each thread."""
         value = self.program.carries[i]
-        final = np.empty((rows, *value.shape), self.dtype)
-        for layout, block in zip(layouts, blocks, strict=True):
-            where = layout.history if layout.training else layout.temporary
-            last = layout.steps - 1 if layout.training else layout.steps & 1
-            offset = where.offsets[value] + last * layout.rows * value.size * layout.item
-            mine = block.view(self.dtype, (layout.rows, *value.shape), offset)
-            final[layout.start : layout.start + layout.rows] = mine
-        return final
+        parts = [layout.last(block, value) for layout, block in zip(run.layouts, blocks, strict=True)]
+        return np.array(parts[0]) if len(parts) == 1 else np.concatenate(parts)
 
     # ---- backward ----------------------------------------------------------------------------------------------
 
@@ -154,7 +170,7 @@ class Compiled:
     def begin_back(self, run: Run, dys: Sequence[Array | None], reverse: bool) -> tuple[Gradients, list[Array]]:
         """What all steps back will take and leave; and the gradients of xs in their order."""
         program, dtype = self.program, self.dtype
-        results = [pooled((run.steps, run.rows, *g.shape), dtype) for g in program.input_gradients.values()]
+        results = [pooled((run.steps, run.rows, *shape), dtype) for shape in self.dx_shapes]
         dxs = results
         given = [
             None if d is None or seed.kind == "none" else _rows(d, dtype, len(seed.shape))
@@ -163,38 +179,37 @@ class Compiled:
         if reverse:
             dxs, given = [a[::-1] for a in dxs], [None if d is None else d[::-1] for d in given]
         dfixed = [np.zeros((run.rows, *g.shape), dtype) for g in program.fixed_gradients.values()]
-        sums = [[self._sum(v) for v in self.plan.phases.sums] for _ in range(run.threads)]
+        sums = [
+            [pooled(shape, dtype) if written else np.zeros(shape, dtype) for shape, written in self.sum_shapes]
+            for _ in range(run.threads)
+        ]
         return Gradients(given, dxs, dfixed, sums), results
 
     def go_back(
         self, run: Run, dcarry: Sequence[Array | None], gradients: Gradients, later: bool = False
     ) -> list[Array | None]:
         """Run the steps backwards, whether or not `later` ones have been; the gradient of the carry before them."""
-        layouts = self._layouts("backward", run, gradients)
+        layouts = self._backward_layouts(run, gradients)
         pads = [layout.borrow(self.added) for layout in layouts]
         for layout, pad in zip(layouts, pads, strict=True):
-            for ring, d in zip(pad.rings, dcarry, strict=True):
-                if ring is not None:
-                    ring[0] = 0 if d is None else d[layout.start : layout.start + layout.rows]
+            layout.clear_rings(pad.memory)
+            for i in self.rings:
+                d = dcarry[i]
+                if d is not None:
+                    layout.ring(pad.memory, i, 0)[...] = d[layout.start : layout.start + layout.rows]
         panels = [m.panels(run.invariants) for m in self.backward_matrices]
         arrays = [
             *run.init, *run.xs, *run.fixed, *run.ys, *self._read(run.invariants),
             *[d for d in gradients.ys if d is not None], *gradients.xs, *gradients.fixed,
         ]  # fmt: skip
         addresses = [int(run.start > 0), int(later), *[p.address for p in panels]]
-
-        def bases(i: int) -> bytes:
-            own = [*addresses, run.history[i].address, pads[i].address]
-            return bases_of([*arrays, *gradients.sums[i], *pads[i].parts], own)
-
-        _launch(self.backward_function, layouts, pads, bases)
-        dinit = [
-            None if g is None else np.empty((run.rows, *g.shape), self.dtype) for g in self.program.carry_gradients
-        ]
+        _launch(self.backward_function, layouts, pads, arrays, addresses, run.history, gradients.sums)
+        dinit = [None if shape is None else np.empty((run.rows, *shape), self.dtype) for shape in self.dinit_shapes]
         for layout, pad in zip(layouts, pads, strict=True):
-            for out, ring in zip(dinit, pad.rings, strict=True):
-                if out is not None and ring is not None:
-                    out[layout.start : layout.start + layout.rows] = ring[run.steps & 1]
+            for i in self.rings:
+                out = dinit[i]
+                if out is not None:
+                    out[layout.start : layout.start + layout.rows] = layout.ring(pad.memory, i, run.steps & 1)
             layout.give_back(pad)
         return dinit
 
@@ -207,31 +222,23 @@ class Compiled:
         for sums in others:
             for total, part in zip(first, sums, strict=True):
                 np.add(total, part, out=total)
-        known = Invariants(run.invariants.captured)
-        known.update(run.invariants)
+        known = Invariants(run.invariants.captured, run.invariants)
         known.update(zip(self.plan.phases.sums, first, strict=True))
         inputs = dict(zip(program.input_gradients, dxs, strict=True))
         fixed = dict(zip(program.fixed_gradients, gradients.fixed, strict=True))
         return inputs, fixed, finish(program, self.plan.phases.post, known)
 
-    def _sum(self, value: Value) -> Array:
-        if value.kind == "outer":
-            return pooled(value.shape, self.dtype)  # the first block writes it
-        return np.zeros(value.shape, self.dtype)
-
     # ---- layouts -----------------------------------------------------------------------------------------------
 
     def thread_count(self, steps: int, rows: int) -> int:
         """How many threads share the rows."""
-        return max(1, min(threads.get_num_threads(), rows)) if steps * rows * self.work > WORTH else 1
+        if steps * rows * self.work <= WORTH:
+            return 1
+        return max(1, min(threads.get_num_threads(), rows))
 
-    def _layouts(self, name: str, run: Run, gradients: Gradients | None = None) -> list[Layout]:
+    def _forward_layouts(self, run: Run) -> list[Layout]:
         """A layout for each thread, kept for the next run of the same form."""
-        dys, dxs = ((), ()) if gradients is None else (gradients.ys, gradients.xs)
-        key = (
-            name, run.steps, run.rows, run.threads, tuple([a.strides for a in (*run.xs, *run.ys, *dxs)]),
-            tuple([None if d is None else d.strides for d in dys]),
-        )  # fmt: skip
+        key = run.steps, run.rows, run.threads, *[a.strides for a in (*run.xs, *run.ys)]
         found = self.layouts.get(key)
         if found is None:
             strides: dict[Any, Strides] = {}
@@ -239,14 +246,27 @@ class Compiled:
                 strides["x", value.index] = strides_of(x, len(value.shape))
             for i, y in enumerate(run.ys):
                 strides[f"ys{i}"] = strides_of(y, y.ndim - 2)
-            for i, d in enumerate(dys):
-                if d is not None:
-                    strides["seed_y", i] = strides_of(d, d.ndim - 2)
-            for i, dx in zip(self.program.input_gradients, dxs, strict=False):
-                strides[f"dx{i}"] = strides_of(dx, dx.ndim - 2)
             if len(self.layouts) > 64:
                 self.layouts.clear()
-            found = self.layouts[key] = self._new_layouts(name, run.steps, run.rows, run.threads, strides)
+            found = self.layouts[key] = self._new_layouts("forward", run.steps, run.rows, run.threads, strides)
+        return found
+
+    def _backward_layouts(self, run: Run, gradients: Gradients) -> list[Layout]:
+        """As `_forward_layouts`; they are kept with those of the run."""
+        first = run.layouts[0]
+        key = tuple([None if d is None else d.strides for d in gradients.ys])
+        found = first.adjoints.get(key)
+        if found is None:
+            strides = dict(first.strides)
+            for i, d in enumerate(gradients.ys):
+                if d is not None:
+                    strides["seed_y", i] = strides_of(d, d.ndim - 2)
+            for i, dx in zip(self.program.input_gradients, gradients.xs, strict=True):
+                strides[f"dx{i}"] = strides_of(dx, dx.ndim - 2)
+            if len(first.adjoints) > 16:
+                first.adjoints.clear()
+            found = self._new_layouts("backward", run.steps, run.rows, run.threads, strides)
+            first.adjoints[key] = found
         return found
 
     def _new_layouts(self, name: str, steps: int, rows: int, count: int, strides: dict[Any, Strides]) -> list[Layout]:
@@ -333,6 +353,36 @@ class Compiled:
         return [len(v.shape) for v in self.xs]
 
     @cached_property
+    def rings(self) -> list[int]:
+        """The leaves of the carry through which gradients come back."""
+        return [i for i, seed in enumerate(self.program.carry_seeds) if seed.kind != "none"]
+
+    @cached_property
+    def trains(self) -> bool:
+        """Whether there is an adjoint."""
+        return bool(self.program.carry_seeds)
+
+    @cached_property
+    def output_shapes(self) -> list[tuple[int, ...]]:
+        """Of a row, in a step."""
+        return [v.shape for v in self.program.outputs]
+
+    @cached_property
+    def dx_shapes(self) -> list[tuple[int, ...]]:
+        """Of a row, in a step: the gradients of those inputs that have one."""
+        return [v.shape for v in self.program.input_gradients.values()]
+
+    @cached_property
+    def sum_shapes(self) -> list[tuple[tuple[int, ...], bool]]:
+        """Of the sums over rows and steps, and whether the first block of steps writes it."""
+        return [(v.shape, v.kind == "outer") for v in self.plan.phases.sums]
+
+    @cached_property
+    def dinit_shapes(self) -> list[tuple[int, ...] | None]:
+        """Of a row: the gradients of the first carry; None where nobody wants one."""
+        return [None if v is None else v.shape for v in self.program.carry_gradients]
+
+    @cached_property
     def finals_in_outputs(self) -> list[int | None]:
         """Of each leaf of the carry, the output whose memory it lies in."""
         places = [self.plan.forward.places[v] for v in self.program.carries]
@@ -373,16 +423,29 @@ class Compiled:
         return [v for v in self.plan.phases.sums if v.kind == "rowsum"]
 
     def _read(self, invariants: Invariants) -> list[Array]:
+        if not self.read_invariants:
+            return []
         for value in self.read_invariants:
             invariants[value] = np.ascontiguousarray(invariants[value], self.dtype)
         return [invariants[value] for value in self.read_invariants]
 
 
-def _launch(function: Function, layouts: list[Layout], pads: list[Pad], bases: Callable[[int], bytes]) -> None:
+def _launch(
+    function: Function,
+    layouts: list[Layout],
+    pads: list[Pad],
+    arrays: list[Array],
+    addresses: list[int],
+    history: list[workspace.Block],
+    sums: list[list[Array]] | None = None,
+) -> None:
     """Run a kernel once for each layout, on as many threads."""
 
     def task(i: int) -> None:
-        function(layouts[i].address, bases(i), pads[i].table)
+        pad = pads[i]
+        own = [*addresses, history[i].address if history else 0, pad.address]
+        of_thread = arrays if sums is None else [*arrays, *sums[i], *pad.parts]
+        function(layouts[i].address, bases_of(of_thread, own), pad.table)
 
     if len(layouts) == 1:
         task(0)

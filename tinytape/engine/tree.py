@@ -24,22 +24,23 @@ _BRANCHES = (dict, list, tuple)
 
 def flatten(tree: Any) -> list[Any]:
     """The leaves of a tree, in order (dicts in the order of their sorted keys). None is an empty tree."""
+    if not isinstance(tree, _BRANCHES):
+        return [] if tree is None else [tree]
     leaves: list[Any] = []
-    _gather(tree, leaves.append)
+    _gather(tree, leaves)
     return leaves
 
 
-def _gather(tree: Any, add: Callable[[Any], None]) -> None:
-    if not isinstance(tree, _BRANCHES):
-        if tree is not None:
-            add(tree)
-    elif isinstance(tree, dict):
-        branch = cast(dict[Any, Any], tree)
-        for key in _keys(branch):
-            _gather(branch[key], add)
-    else:
-        for item in cast("list[Any]", tree):
-            _gather(item, add)
+def _gather(branch: Any, leaves: list[Any]) -> None:
+    for item in _items(branch) if isinstance(branch, dict) else branch:
+        if isinstance(item, _BRANCHES):
+            _gather(item, leaves)
+        elif item is not None:
+            leaves.append(item)
+
+
+def _items(branch: Any) -> list[Any]:
+    return [branch[key] for key in _keys(branch)]
 
 
 def unflatten(tree: Any, leaves: Iterable[Any]) -> Any:
@@ -51,16 +52,18 @@ def unflatten(tree: Any, leaves: Iterable[Any]) -> Any:
         If there are more or fewer leaves than the structure has.
     """
     given = list(leaves)
-    if not isinstance(tree, _BRANCHES) and tree is not None and len(given) == 1:  # so it is for most carries
-        return given[0]
-    rest = iter(given)
-    try:
-        built = _build(tree, rest)
-    except StopIteration:
-        pass
+    if not isinstance(tree, _BRANCHES):
+        if len(given) == (tree is not None):
+            return given[0] if given else None
     else:
-        if next(rest, _END) is _END:
-            return built
+        rest = iter(given)
+        try:
+            built = _build(tree, rest)
+        except StopIteration:
+            pass
+        else:
+            if next(rest, _END) is _END:
+                return built
     raise InputError(f"unflatten: {len(given)} leaves for a tree of {len(flatten(tree))}.", "pass one for each leaf.")
 
 
@@ -72,15 +75,13 @@ def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     return unflatten(tree, [function(*leaves) for leaves in zip(flatten(tree), *map(flatten, others), strict=True)])
 
 
-def _build(tree: Any, leaves: Iterator[Any]) -> Any:
-    if not isinstance(tree, _BRANCHES):
-        return None if tree is None else next(leaves)
-    if isinstance(tree, dict):
-        branch = cast(dict[Any, Any], tree)
-        built = {key: _build(branch[key], leaves) for key in _keys(branch)}
-        return {key: built[key] for key in branch}
-    branch = cast(Any, tree)
-    items = [_build(item, leaves) for item in branch]
+def _build(branch: Any, leaves: Iterator[Any]) -> Any:
+    items: list[Any] = []
+    for item in _items(branch) if isinstance(branch, dict) else branch:
+        items.append(_build(item, leaves) if isinstance(item, _BRANCHES) else None if item is None else next(leaves))
+    if isinstance(branch, dict):
+        built = dict(zip(_keys(cast("dict[Any, Any]", branch)), items, strict=True))
+        return {key: built[key] for key in cast("dict[Any, Any]", branch)}
     return branch.__class__(*items) if hasattr(branch, "_fields") else branch.__class__(items)  # a named tuple, or not
 
 

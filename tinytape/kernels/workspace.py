@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ def _default_limit() -> int:
         return 2**30
 
 
+@lru_cache(maxsize=4096)
 def _capacity(nbytes: int) -> int:
     """The size class: `nbytes` rounded up to one of four sizes between powers of two, so at most 25% above."""
     least = max(nbytes, 1)

@@ -27,13 +27,15 @@ State: TypeAlias = tuple[Tensor, ...]
 
 
 class Run(NamedTuple):
-    """A layer's step, and the kernels that go along it."""
+    """A layer's step, the kernels that go along it, and the zeros from which they start where no state is given."""
 
     step: Any
     ready: Any
+    zeros: State
 
-    def __call__(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        *after, y = self.ready.run(self.step, state, Inputs(x, None, None), [*state], [x], len(x.raw), False, eager)
+    def __call__(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        begun = self.zeros if state is None else state
+        *after, y = self.ready.run(self.step, begun, Inputs(x, None, None), begun, (x,), len(x.raw), False, eager)
         return y, tuple(after)
 
 
@@ -43,7 +45,7 @@ MOST = 16  # forms of a layer
 
 
 def again(
-    layer: Any, weights: list[Any], x: Any, state: Any, find: Callable[[Tensor], list[Run] | None]
+    layer: Any, weights: list[Any], x: Any, state: Any, find: Callable[[Any, Tensor], list[Run] | None]
 ) -> tuple[Tensor, list[Tensor], list[Run]] | None:
     """What runs in a call without marks; None where it has to be made in full.
 
@@ -55,7 +57,8 @@ def again(
     x, state
         As a user gave them, not checked.
     find : callable
-        Checks them, given x as a Tensor, and tells what runs, if kernels alone do. The number of steps is of no matter.
+        Checks them, given the state and x as a Tensor, and tells what runs, if kernels alone do. The number of steps
+        is of no matter.
 
     Returns
     -------
@@ -85,19 +88,21 @@ def again(
         *[(a.raw.shape, a.raw.dtype, a.node is None) for a in parts],
         *[w is None or w.node is None for w in weights],
     )  # fmt: skip
-    forms = _known.setdefault(layer, {})
+    forms = _known.get(layer)
+    if forms is None:
+        forms = _known[layer] = {}
     was, runs = forms.get(form, ([], None))
     if len(was) != len(weights) or not all(map(is_, was, weights)):
         if not all(w is None or isinstance(w, Parameter) for w in weights):
             return None  # what stands in for one in a single call is not to outlive it
         if len(forms) >= MOST:
             forms.clear()
-        runs = find(x)
+        runs = find(state, x)
         forms[form] = weights, runs
     return None if runs is None or not len(x.raw) else (x, parts, runs)
 
 
-def ready(step: Any, x: Tensor, state: State) -> Run | None:
+def ready(step: Any, x: Tensor, state: State, zeros: State) -> Run | None:
     """What runs a step on such an input and state, if kernels can."""
     from ..compile import attempt  # brings much that eager use does without
 
@@ -105,4 +110,4 @@ def ready(step: Any, x: Tensor, state: State) -> Run | None:
     plan, captures = attempt.plan_for(step, state, inputs, [*state], [x])
     if isinstance(plan, attempt.NotLowerable) or not plan.reusable:
         return None
-    return Run(step, attempt.Ready(plan, plan.kernels, plan.captured(captures)))
+    return Run(step, attempt.Ready(plan, plan.kernels, plan.captured(captures)), zeros)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -23,7 +22,7 @@ import numpy.typing as npt
 
 from ..compile.captures import Captures
 from ..engine.errors import InputError
-from ..engine.tape import here
+from ..engine.tape import Node, here, take_number
 from ..engine.tensor import Tensor
 from ..loop.budget import Plan, check_checkpoint
 from ..loop.probes import watching
@@ -118,9 +117,14 @@ def _together(parts: tuple[Tensor, ...]) -> Tensor:
     part = parts[0]
     if len(parts) > 1:
         return stack(parts)
-    if part.node is None and here.context.tape is None:
-        return Tensor.of(part.raw[None], None, part.storage)
-    return reshape(part, (1, *part.raw.shape))
+    context, raw = here.context, part.raw
+    if context.tape is not None:
+        return reshape(part, (1, *raw.shape))
+    node = part.node
+    if node is not None:  # as the op records it, which is a tenth of what a short call takes
+        shape = (1, *raw.shape)
+        node = Node(take_number(), reshape.op, (node,), (raw.shape,), shape, raw.dtype, None, context.step)
+    return Tensor.of(raw[None], node, part.storage)
 
 
 def _joined(final: list[State], unbatched: bool = False) -> Any:
@@ -171,6 +175,7 @@ class _Layers(Module):
         self._suffixes = [
             [f"_l{layer}{way}" for way in ("", "_reverse")[: 1 + bidirectional]] for layer in range(num_layers)
         ]
+        self._weight_names = tuple([name for ways in self._suffixes for suffix in ways for name in names_of(suffix)])
         width = self._widths["h"]
         for layer, ways in enumerate(self._suffixes):
             features = input_size if layer == 0 else width * len(ways)
@@ -193,7 +198,8 @@ class _Layers(Module):
         self, x: Any, state: Any = None, lengths: Lengths = None, mask: Any = None, reset: Any = None
     ) -> tuple[Tensor, Any]:
         if lengths is mask is reset is None and self._is_one_way():
-            known = again(self, self._weights(), x, state, partial(self._runs, state))
+            held = vars(self)
+            known = again(self, [held[name] for name in self._weight_names], x, state, self._runs)
             if known is not None:
                 return self._run_again(*known)
         what = type(self).__name__
@@ -222,10 +228,6 @@ class _Layers(Module):
         aside = self.batch_first or self.bidirectional or (self.training and self.dropout)
         return not aside and self.checkpoint is None
 
-    def _weights(self) -> list[Any]:
-        held = vars(self)
-        return [held[name] for ways in self._suffixes for suffix in ways for name in names_of(suffix)]
-
     def _runs(self, state: Any, x: Tensor) -> list[Run] | None:
         """For `again`: for each layer, what runs its step."""
         what = type(self).__name__
@@ -235,17 +237,18 @@ class _Layers(Module):
         if sequence.unbatched or (state is None and hasattr(self, "initial_h")):
             return None
         found: list[Run] = []
-        for (suffix,), begun in zip(self._suffixes, initial, strict=True):
+        zeros = self._zeros(x.raw.shape[1])
+        for (suffix,), begun, nothing in zip(self._suffixes, initial, zeros, strict=True):
             if found:
                 x, _ = found[-1](x, begun)
-            run = ready(_step_of(what, self._kind.equation, weights_of(self, suffix)), x, begun)
+            run = ready(_step_of(what, self._kind.equation, weights_of(self, suffix)), x, begun, nothing)
             if run is None:
                 return None
             found.append(run)
         return found
 
     def _run_again(self, x: Tensor, parts: list[Tensor], runs: list[Run]) -> tuple[Tensor, Any]:
-        initial = zip(*map(_apart, parts), strict=True) if parts else self._zeros(x.raw.shape[1])
+        initial = zip(*map(_apart, parts), strict=True) if parts else [None] * len(runs)
         final: list[State] = []
         for run, begun in zip(runs, initial, strict=True):
             x, last = run(x, begun)
