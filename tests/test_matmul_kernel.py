@@ -55,12 +55,13 @@ def laid_out(x, order):
     return view
 
 
-def assert_product(found, a, b):
-    """``a @ b`` within the rounding error that any order of summation keeps."""
+def assert_product(found, a, b, bias=0.0):
+    """``a @ b + bias`` within the rounding error that any order of summation keeps."""
     wide = np.float64 if found.dtype == np.float32 else np.longdouble
-    a, b = a.astype(wide), b.astype(wide)
+    a, b, bias = a.astype(wide), b.astype(wide), np.asarray(bias, wide)
     assert found.shape == (len(a), b.shape[1])
-    assert np.all(abs(found - a @ b) <= (len(b) + 3) * np.finfo(found.dtype).eps * (abs(a) @ abs(b)))
+    bound = (len(b) + 4) * np.finfo(found.dtype).eps * (abs(a) @ abs(b) + abs(bias))
+    assert np.all(abs(found - (a @ b + bias)) <= bound)
 
 
 @contextmanager
@@ -91,6 +92,32 @@ def test_product(dtype, m, k, n, order_a, order_b, seed):
     np.testing.assert_array_equal(again, found)
     np.testing.assert_array_equal(a, kept[0])
     np.testing.assert_array_equal(b, kept[1])
+
+
+@both
+@given(
+    m=sides,
+    k=depths,
+    n=sides,
+    order_a=orders,
+    order_b=orders,
+    apart=st.sampled_from([1, 2, -1, 0]),
+    count=st.sampled_from([1, 3]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_product_with_a_bias(dtype, m, k, n, order_a, order_b, apart, count, seed):
+    a = laid_out(numbers(seed, m, k).astype(dtype), order_a)
+    b = laid_out(numbers(seed + 1, k, n).astype(dtype), order_b)
+    line = numbers(seed + 2, 2 * n).astype(dtype)
+    bias = np.lib.stride_tricks.as_strided(line[n:] if apart < 0 else line, (n,), (apart * line.itemsize,))
+    kept = bias.copy()
+    with cut_small(count):
+        found, again, plain = kernels.matmul(a, b, bias), kernels.matmul(a, b, bias), kernels.matmul(a, b)
+    assert_product(found, a, b, bias)
+    np.testing.assert_array_equal(again, found)
+    np.testing.assert_array_equal(bias, kept)
+    if k <= 256 and count == 1:  # the sums are taken at a stretch, and not in parts with the bias in the first
+        np.testing.assert_array_equal(found, plain + bias)
 
 
 @pytest.mark.parametrize("shape", [(400, 200, 1000), (40, 9000, 20), (1000, 40, 20), (300, 300, 300), (1, 1, 1)])
@@ -128,9 +155,9 @@ def asked(monkeypatch):
     """The shapes that the kernels are asked to multiply, with a threshold that small ones pass."""
     shapes, real = [], kernels.matmul
 
-    def matmul(a, b):
+    def matmul(a, b, bias=None):
         shapes.append((a.shape, b.shape))
-        return real(a, b)
+        return real(a, b, bias)
 
     monkeypatch.setattr(kernels, "matmul", matmul)
     monkeypatch.setattr(kernels, "is_quicker", lambda m, k, n: True)
@@ -227,6 +254,51 @@ def test_linear_is_a_product_and_a_sum(lead):
         found.append([y.data, x.grad.data, w.grad.data, b.grad.data])
     for ours, plain in zip(*found, strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-13, atol=1e-13)
+
+
+@both
+@pytest.mark.parametrize("lead", [(40,), (2, 30), (3, 1, 20)])
+def test_linear_by_kernels_has_the_bits_of_a_product_and_a_sum(asked, dtype, lead):
+    values = [numbers(i, *shape).astype(dtype) for i, shape in enumerate([(*lead, 50), (60, 50), (60,)])]
+    g, found = numbers(3, *lead, 60).astype(dtype), []
+    for f in (tt.nn.functional.linear, composed):
+        x, w, b = (tt.tensor(value, requires_grad=True) for value in values)
+        y = f(x, w, b)
+        y.backward(g)
+        found.append([y.data, x.grad.data, w.grad.data, b.grad.data])
+    assert len(asked) == 6
+    for ours, plain in zip(*(arrays[:3] for arrays in found), strict=True):
+        np.testing.assert_array_equal(ours, plain)
+    rows = np.prod(lead)
+    assert_product(found[0][3][None], np.ones((1, rows), dtype), g.reshape(rows, 60))
+
+
+def test_linear_by_kernels_has_all_derivatives(asked):
+    f = lambda x, w, b: tt.tanh(tt.nn.functional.linear(x, w, b))  # noqa: E731
+    tt.check_grads(f, (numbers(0, 2, 3, 4), numbers(1, 5, 4), numbers(2, 5)), order=2)
+    assert asked
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_large_layer_gives_the_same_bits_in_every_run(count):
+    before, found = threads.get_num_threads(), []
+    x, w, b = (tt.tensor(numbers(i, *s).astype("f4"), requires_grad=True) for i, s in enumerate(LAYER))
+    g = numbers(3, LAYER[0][0], LAYER[1][0]).astype("f4")
+    try:
+        threads.set_num_threads(count)
+        for _ in range(3):
+            y = tt.nn.functional.linear(x, w, b)
+            y.backward(g)
+            found.append([y.data, x.grad.data, w.grad.data, b.grad.data])
+            x.grad = w.grad = b.grad = None
+    finally:
+        threads.set_num_threads(before)
+    for again in found[1:]:
+        for one, other in zip(found[0], again, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+LAYER = [(300, 100), (7000, 100), (7000,)]
 
 
 def test_linear_has_all_derivatives():

@@ -95,6 +95,43 @@ def test_small_probabilities_are_relatively_right():
     np.testing.assert_allclose(gradient[:, :32], slope[:, :32].astype(np.float64), rtol=2e-6)
 
 
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("at", ["target", "largest"])
+@pytest.mark.parametrize("classes", [2, 33, 1000])
+def test_any_distance_between_the_target_and_the_largest_logit(dtype, at, classes):
+    """Sums are taken relative to either, whichever is near enough, and both are as exact; either may be near 0."""
+    rng = np.random.default_rng(classes)
+    far = np.concatenate([np.arange(0.0, 40.0, 0.5), [80.0, 87.0, 88.0, 89.0, 104.0, 200.0, 700.0, 750.0, 1e4]])
+    x = -np.abs(rng.normal(size=(len(far), classes))) * 5
+    x[:, 0], x[:, 1] = 0, -far
+    x = (x + (far[:, None] if at == "target" else 0)).astype(dtype)
+    target = np.ones(len(far), np.int64)
+    with from_size(0):
+        losses, gradient = loss_and_gradient(x, target)
+    expected, slope = definition(x, target, None, -100, 0.0)
+    eps = np.finfo(dtype).eps
+    assert (np.abs(losses - expected) <= 4 * eps * (1 + np.abs(expected))).all()
+    large = np.abs(slope) > np.finfo(dtype).tiny * classes
+    assert (
+        np.abs(gradient - slope)[large] <= (8 * eps * (4 + np.ptp(x, axis=-1, keepdims=True)) * np.abs(slope))[large]
+    ).all()
+
+
+@needs_compiler
+def test_rows_far_and_near_beside_each_other_with_weights_and_smoothing():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(6, 50)).astype(np.float64)
+    x[::2, 4] -= 60
+    options = dict(weight=rng.uniform(0.1, 2.0, 50), ignore_index=-100, label_smoothing=0.1)
+    target = np.full(6, 4)
+    with from_size(0):
+        found = loss_and_gradient(x, target, **options)
+    expected = definition(x, target, options["weight"], -100, 0.1)
+    for ours, exact in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, exact.astype(np.float64), rtol=1e-12, atol=1e-14)
+
+
 CORNERS = [
     [[0.0, -INF, 2.0], [1.0, -INF, -INF]],
     [[-INF, -INF, -INF], [0.0, 0.0, 0.0]],

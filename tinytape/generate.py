@@ -6,9 +6,8 @@ for the state at the start. Nothing is recorded, and a `Module` is put into eval
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -16,9 +15,8 @@ import numpy.typing as npt
 
 from .data.text import streams, windows
 from .engine.errors import InputError
-from .engine.tape import no_grad
 from .nn.functional import cross_entropy
-from .nn.module import Module
+from .nn.module import evaluating
 from .random import Generator as Random
 from .random import default_generator
 
@@ -54,7 +52,7 @@ def nats(model: Model, tokens: Integers, batch_size: int = 1, window: int = 128)
         If there are fewer than two tokens in a stream.
     """
     total, count, state = 0.0, 0, None
-    with _reading(model):
+    with evaluating(model):
         for inputs, targets in windows(streams(tokens, batch_size), window):
             logits, state = model(inputs, state)
             total += cross_entropy(logits, targets, reduction="sum").item()
@@ -149,26 +147,13 @@ def _drawn(
 ) -> Iterator[int]:
     state: Any = None
     while True:
-        with _reading(model):
+        with evaluating(model):
             logits, state = model(tokens[:, None], state)
         edges = np.cumsum(distribution(logits.numpy()[-1, 0], temperature, top_k, top_p))
         drawn = float(generator.uniform(dtype=np.float64)) * edges[-1]
         token = int(cast(Any, np.searchsorted(edges, drawn, side="right")))
         tokens = np.array([token])
         yield token
-
-
-@contextlib.contextmanager
-def _reading(model: Model) -> Generator[None]:
-    modes = [(m, m.training) for m in model.modules()] if isinstance(model, Module) else []
-    for module, _ in modes:
-        module.training = False
-    try:
-        with no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _check(temperature: float, top_k: int | None, top_p: float | None) -> None:

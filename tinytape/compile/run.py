@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ __all__ = ["Compiled", "Gradients", "Run"]
 TALL = 48  # rows that a hoisted product has at least, if there are so many
 DEEP = 96  # rows that a weight gradient's product has at least
 WORTH = 24_000_000  # floating-point operations of a forward run that are worth a second thread
-LARGE = 1 << 22  # bytes: from here on arrays come from the pool
+LARGE = 1 << 20  # bytes: from here on arrays come from the pool, where they begin at whole cache lines
 ARGUMENTS = 3  # of a kernel: numbers, bases, room for a table
 Arrays = Sequence[Array]
 Function = Callable[..., int]
@@ -41,11 +42,15 @@ class Run:
         The number of its first step, of all steps.
     layouts : list of Layout
         For each thread.
+    arrays : list of array
+        What kernels are told of in both directions, in their order.
     history : list of Block
         For each thread, if there is to be an adjoint.
     """
 
-    __slots__ = ("fixed", "history", "init", "invariants", "layouts", "rows", "start", "steps", "threads", "xs", "ys")
+    __slots__ = (
+        "arrays", "fixed", "history", "init", "invariants", "layouts", "rows", "start", "steps", "threads", "xs", "ys",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -62,6 +67,7 @@ class Run:
         self.steps, self.rows, self.threads, self.start = steps, rows, threads, start
         self.init, self.xs, self.fixed, self.ys, self.invariants = init, xs, fixed, ys, invariants
         self.layouts: list[Layout] = []
+        self.arrays = [*init, *xs, *fixed, *ys]
         self.history: list[workspace.Block] = []
 
     def kept_buffers(self) -> dict[int, int]:
@@ -127,19 +133,22 @@ class Compiled:
 
     def go(self, run: Run) -> list[Array]:
         """Run the steps; the last carry."""
-        layouts, ys = run.layouts, run.ys
-        panels = [m.panels(run.invariants) for m in self.forward_matrices]
-        arrays = [*run.init, *run.xs, *run.fixed, *ys, *self._read(run.invariants)]
-        addresses = [p.address for p in panels]
-        pads = [layout.borrow() for layout in layouts]
+        layouts, invariants = run.layouts, run.invariants
+        panels = [m.panels(invariants) for m in self.forward_matrices]
+        for value in self.read_invariants:
+            run.arrays.append(np.ascontiguousarray(invariants[value], self.dtype))
         if run.start:
             self._put_before(run)
-        _launch(self.forward_function, layouts, pads, arrays, addresses, run.history)
+        pads = [layout.borrow() for layout in layouts]
+        _launch(self.forward_function, layouts, pads, run.arrays, map(_address, panels), run.history)
         blocks = run.history or [pad.memory for pad in pads]
-        finals = [
-            np.array(ys[at][-1]) if at is not None else self._final(i, run, blocks)
-            for i, at in enumerate(self.finals_in_outputs)
-        ]
+        finals: list[Array] = []
+        for value, at in self.finals_in_outputs:
+            if at is not None:
+                finals.append(np.array(run.ys[at][-1]))
+            else:  # it is in the memory of each thread
+                parts = [layout.last(block, value) for layout, block in zip(layouts, blocks, strict=True)]
+                finals.append(np.array(parts[0]) if len(parts) == 1 else np.concatenate(parts))
         for layout, pad in zip(layouts, pads, strict=True):
             layout.give_back(pad)
         return finals
@@ -150,12 +159,6 @@ class Compiled:
             for value, first in zip(self.program.carries, run.init, strict=True):
                 if value in layout.carried:
                     layout.row_before(block, value)[...] = first[layout.start : layout.start + layout.rows]
-
-    def _final(self, i: int, run: Run, blocks: list[workspace.Block]) -> Array:
-        """A leaf of the last carry, from the memory of each thread."""
-        value = self.program.carries[i]
-        parts = [layout.last(block, value) for layout, block in zip(run.layouts, blocks, strict=True)]
-        return np.array(parts[0]) if len(parts) == 1 else np.concatenate(parts)
 
     # ---- backward ----------------------------------------------------------------------------------------------
 
@@ -179,10 +182,9 @@ class Compiled:
         if reverse:
             dxs, given = [a[::-1] for a in dxs], [None if d is None else d[::-1] for d in given]
         dfixed = [np.zeros((run.rows, *g.shape), dtype) for g in program.fixed_gradients.values()]
-        sums = [
-            [pooled(shape, dtype) if written else np.zeros(shape, dtype) for shape, written in self.sum_shapes]
-            for _ in range(run.threads)
-        ]
+        sums: list[list[Array]] = []
+        for _ in run.layouts:
+            sums.append([(pooled if written else np.zeros)(shape, dtype) for shape, written in self.sum_shapes])
         return Gradients(given, dxs, dfixed, sums), results
 
     def go_back(
@@ -194,21 +196,17 @@ class Compiled:
         for layout, pad in zip(layouts, pads, strict=True):
             layout.clear_rings(pad.memory)
             for i in self.rings:
-                d = dcarry[i]
-                if d is not None:
+                if (d := dcarry[i]) is not None:
                     layout.ring(pad.memory, i, 0)[...] = d[layout.start : layout.start + layout.rows]
         panels = [m.panels(run.invariants) for m in self.backward_matrices]
-        arrays = [
-            *run.init, *run.xs, *run.fixed, *run.ys, *self._read(run.invariants),
-            *[d for d in gradients.ys if d is not None], *gradients.xs, *gradients.fixed,
-        ]  # fmt: skip
-        addresses = [int(run.start > 0), int(later), *[p.address for p in panels]]
+        given = [d for d in gradients.ys if d is not None]
+        arrays = [*run.arrays, *given, *gradients.xs, *gradients.fixed]
+        addresses = [int(run.start > 0), int(later), *map(_address, panels)]
         _launch(self.backward_function, layouts, pads, arrays, addresses, run.history, gradients.sums)
         dinit = [None if shape is None else np.empty((run.rows, *shape), self.dtype) for shape in self.dinit_shapes]
         for layout, pad in zip(layouts, pads, strict=True):
             for i in self.rings:
-                out = dinit[i]
-                if out is not None:
+                if (out := dinit[i]) is not None:
                     out[layout.start : layout.start + layout.rows] = layout.ring(pad.memory, i, run.steps & 1)
             layout.give_back(pad)
         return dinit
@@ -383,10 +381,10 @@ class Compiled:
         return [None if v is None else v.shape for v in self.program.carry_gradients]
 
     @cached_property
-    def finals_in_outputs(self) -> list[int | None]:
-        """Of each leaf of the carry, the output whose memory it lies in."""
-        places = [self.plan.forward.places[v] for v in self.program.carries]
-        return [int(place[2:]) if place.startswith("ys") else None for place in places]
+    def finals_in_outputs(self) -> list[tuple[Value, int | None]]:
+        """The leaves of the carry, and of each the output whose memory it lies in."""
+        places = [(v, self.plan.forward.places[v]) for v in self.program.carries]
+        return [(v, int(place[2:]) if place.startswith("ys") else None) for v, place in places]
 
     @cached_property
     def forward_matrices(self) -> list[Matrix]:
@@ -422,12 +420,8 @@ class Compiled:
         """Sums over rows, which are added up for a block first."""
         return [v for v in self.plan.phases.sums if v.kind == "rowsum"]
 
-    def _read(self, invariants: Invariants) -> list[Array]:
-        if not self.read_invariants:
-            return []
-        for value in self.read_invariants:
-            invariants[value] = np.ascontiguousarray(invariants[value], self.dtype)
-        return [invariants[value] for value in self.read_invariants]
+
+_address = attrgetter("address")
 
 
 def _launch(
@@ -435,15 +429,16 @@ def _launch(
     layouts: list[Layout],
     pads: list[Pad],
     arrays: list[Array],
-    addresses: list[int],
+    addresses: Iterable[int],
     history: list[workspace.Block],
     sums: list[list[Array]] | None = None,
 ) -> None:
     """Run a kernel once for each layout, on as many threads."""
+    shared = [*addresses]
 
     def task(i: int) -> None:
         pad = pads[i]
-        own = [*addresses, history[i].address if history else 0, pad.address]
+        own = [*shared, history[i].address if history else 0, pad.address]
         of_thread = arrays if sums is None else [*arrays, *sums[i], *pad.parts]
         function(layouts[i].address, bases_of(of_thread, own), pad.table)
 

@@ -26,6 +26,11 @@ from .vector import only, reduction, total
 
 __all__ = ["gradients", "losses"]
 
+# Exponentials are taken relative to the logit of the row's class, which spares a search for the largest. Their sum is
+# 1 or more, and 1 over the probability of the class. From here on (or if it is NaN) they are taken again relative to
+# the largest: the differences would be rounded too coarsely, and in the end exponentials would overflow.
+_FAR = 1 << 23
+
 inlined = register_jitable(forceinline=True)
 
 
@@ -124,11 +129,14 @@ def losses(zero, rows, n, x, classes, own, whole, spread, sums, found):
         c, row = class_of[i], x + i * n * size_of(zero)
         sum_of[i], loss_of[i] = 1, 0
         if c >= 0:
-            top = _top(row, n, zero)
-            sum_of[i] = _sum_exp(row, n, top, zero)
-            loss_of[i] = (top - array_at(zero, row, n)[c]) * own_of[i]
+            own_logit = shift = array_at(zero, row, n)[c]
+            sum_of[i] = _sum_exp(row, n, shift, zero)
+            if not sum_of[i] < _FAR:
+                shift = _top(row, n, zero)
+                sum_of[i] = _sum_exp(row, n, shift, zero)
+                loss_of[i] = (shift - own_logit) * own_of[i]
             if spread != 0:
-                loss_of[i] -= _dot_less(row, n, top, spread, zero)
+                loss_of[i] -= _dot_less(row, n, shift, spread, zero)
     lanes = _lanes(zero)
     for i in range(0, rows, lanes):  # one logarithm costs as much as a vector of them
         m = min(lanes, rows - i)
@@ -150,7 +158,9 @@ def gradients(zero, rows, n, x, classes, own, whole, spread, scale, found):
                 out[j] = 0
             continue
         row = x + at
-        sums = _put_exp(row, n, _top(row, n, zero), found + at, zero)
+        sums = _put_exp(row, n, array_at(zero, row, n)[c], found + at, zero)
+        if not sums < _FAR:
+            sums = _put_exp(row, n, _top(row, n, zero), found + at, zero)
         factor = whole_of[i] * scale_of[i] / sums
         for j in range(n):
             out[j] *= factor

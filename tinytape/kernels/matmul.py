@@ -44,30 +44,34 @@ def is_quicker(m: int, k: int, n: int) -> bool:
     return min(m, k, n) >= _NARROW and m * k * n > _ALONE
 
 
-def matmul(a: Matrix, b: Matrix) -> Matrix:
-    """``a @ b`` as a new array in C order that owns its memory.
+def matmul(a: Matrix, b: Matrix, bias: Matrix | None = None) -> Matrix:
+    """``a @ b``, or ``bias + a @ b``, as a new array in C order that owns its memory.
 
     Parameters
     ----------
     a : array, shape (m, k)
     b : array, shape (k, n)
         Not empty, of one dtype: float32 or float64 in native byte order. Transposed matrices cost nothing extra.
+    bias : array, shape (n,), optional
+        Of the same dtype. The sums start from it, so that the result is gone over no more than without.
     """
-    a, b = _readable(a), _readable(b)
+    a, b, bias = _readable(a), _readable(b), None if bias is None else np.ascontiguousarray(_readable(bias))
     if a.itemsize not in a.strides:
         a = np.ascontiguousarray(a)
     out = np.empty((len(a), b.shape[1]), a.dtype)
     if out.size * len(b) < _WORK:  # not enough for two parts
-        _multiply(a, b, out)
+        _multiply(a, b, bias, out)
         return out
     row_cuts, column_cuts, sum_cuts = _cuts(*out.shape, len(b))
     block = workspace.take((len(sum_cuts) - 1) * out.nbytes)
     sums = [out, *block.array(out.dtype, (len(sum_cuts) - 1, *out.shape))]
-    parts = list(itertools.product(zip(sums, sum_cuts, strict=True), column_cuts, row_cuts))
+    starts = [bias, *[None] * (len(sum_cuts) - 1)]
+    parts = list(itertools.product(zip(sums, starts, sum_cuts, strict=True), column_cuts, row_cuts))
 
     def work(index):
-        (target, depths), columns, rows = parts[index]
-        _multiply(a[rows, depths], b[depths, columns], target[rows, columns])
+        (target, start, depths), columns, rows = parts[index]
+        start = None if start is None else start[columns]
+        _multiply(a[rows, depths], b[depths, columns], start, target[rows, columns])
 
     threads.run(work, len(parts))
     for other in sums[1:]:
@@ -100,11 +104,12 @@ def _slices(length, count, multiple):
     return [slice(*pair) for pair in itertools.pairwise(ends)]
 
 
-def _multiply(a, b, out):
+def _multiply(a, b, bias, out):
     """Write one part."""
     scratch = workspace.take(_machine().scratch_of_part())
     steps = [stride // x.itemsize for x in (a, b, out) for stride in x.strides]
-    _part(a.dtype)(*out.shape, len(b), *map(address_of, (a, b, out)), *steps, scratch.address)
+    start = 0 if bias is None else address_of(bias)
+    _part(a.dtype)(*out.shape, len(b), *map(address_of, (a, b, out)), *steps, start, scratch.address)
     scratch.release()
 
 
@@ -124,4 +129,4 @@ def _part(dtype):
         routines.load(dtype.type)
         return vars(part)
 
-    return native.functions(f"part.{dtype.name}", {"multiply_part": 13}, origin, dtype.name)["multiply_part"]
+    return native.functions(f"part.{dtype.name}", {"multiply_part": 14}, origin, dtype.name)["multiply_part"]

@@ -34,8 +34,10 @@ def part_count(total, most):
 
 
 @kernel
-def multiply(zero, rows, n, k, a, a_row, packed, c, c_row, add):
-    """``C[rows, n] = (C if add else 0) + A[rows, k] @ B``, where `packed` holds B's panels.
+def multiply(zero, rows, n, k, a, a_row, packed, c, c_row, start, start_row):
+    """``C[rows, n] = S + A[rows, k] @ B``, where `packed` holds B's panels.
+
+    S begins at `start`: it may be C itself, one row for all (`start_row` is 0), or nothing (`start` is 0).
 
     Many rows are taken in blocks. A panel is cut in depth if several tiles use it, or if a tile's rows of A are long.
     Where B comes from far, each of several tiles prefetches its share of what follows, or else the first would wait
@@ -62,18 +64,24 @@ def multiply(zero, rows, n, k, a, a_row, packed, c, c_row, add):
                     count = top + begin_of_part(height, tiles, t + 1) - row
                     from_ = a + (row * a_row + begin) * size
                     to = c + (row * c_row + column) * size
-                    adds = 1 if d else add
+                    first, first_row = start, start_row
+                    if d:
+                        first, first_row = to, c_row
+                    elif start:
+                        first = start + (row * start_row + column) * size
                     ahead = AHEAD if shares == 1 else (shares + t) * depth * row_bytes // shares
-                    tile(zero, count, width, depth, from_, a_row, 1, b, to, c_row, adds, ahead, row_bytes // shares)
+                    pace = row_bytes // shares
+                    tile(zero, count, width, depth, from_, a_row, 1, b, to, c_row, first, first_row, ahead, pace)
 
 
 @kernel
 def multiply_steps(zero, steps, rows, n, k, a, a_step, a_row, packed, c, c_step, c_row, add):
-    """`multiply` for rows on two levels."""
+    """``C = (C if add else 0) + A @ B`` as in `multiply`, for rows on two levels."""
     size = size_of(zero)
     if rows == 1:
         steps, rows, a_row, c_row = 1, steps, a_step, c_step
     elif a_step == rows * a_row and c_step == rows * c_row:
         steps, rows = 1, steps * rows
     for t in range(steps):
-        multiply(zero, rows, n, k, a + t * a_step * size, a_row, packed, c + t * c_step * size, c_row, add)
+        to = c + t * c_step * size
+        multiply(zero, rows, n, k, a + t * a_step * size, a_row, packed, to, c_row, to if add else 0, c_row)

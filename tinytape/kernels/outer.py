@@ -37,8 +37,8 @@ def scratch_of_outer(zero, k, m, n):
 
 
 @kernel
-def multiply_block(zero, steps, rows, m, n, a, a_step, a_row, packed, panels, c, c_row, add):
-    """Pack some columns of A, tile by tile, and multiply them with all panels."""
+def multiply_block(zero, steps, rows, m, n, a, a_step, a_row, packed, panels, c, c_row, start, start_row):
+    """Pack some columns of A, tile by tile, and multiply them with all panels: ``C = S + A.T @ B``, S at `start`."""
     size, panel, columns = size_of(zero), panel_columns(zero), _tile_columns(zero)
     k = steps * rows
     tiles = part_count(m, ROWS)
@@ -56,7 +56,8 @@ def multiply_block(zero, steps, rows, m, n, a, a_step, a_row, packed, panels, c,
             to = c + (t * height * c_row + column) * size
             count = min(height, m - t * height)
             from_ = packed + t * k * columns * size
-            tile(zero, count, width, k, from_, 1, columns, b, to, c_row, add, AHEAD, row_bytes)
+            first = start + (t * height * start_row + column) * size if start else 0
+            tile(zero, count, width, k, from_, 1, columns, b, to, c_row, first, start_row, AHEAD, row_bytes)
 
 
 @kernel
@@ -84,6 +85,7 @@ def multiply_outer(zero, steps, rows, m, n, a, a_step, a_row, b, b_step, b_row, 
         pack_steps(zero, step_count, row_count, n, b + (step * b_step + row * b_row) * size, b_step, b_row, panels)
         packed = panels + step_count * row_count * packed_columns(zero, n) * size
         for first in range(0, m, block):
+            to = c + first * c_row * size
             multiply_block(
                 zero,
                 step_count,
@@ -95,7 +97,8 @@ def multiply_outer(zero, steps, rows, m, n, a, a_step, a_row, b, b_step, b_row, 
                 a_row,
                 packed,
                 panels,
-                c + first * c_row * size,
+                to,
                 c_row,
-                1 if part else add,
+                to if part or add else 0,
+                c_row,
             )

@@ -31,8 +31,10 @@ def scratch_of_part():
 
 
 @kernel
-def multiply_part(zero, m, n, k, a, b, c, a_row, a_column, b_row, b_column, c_row, c_column, scratch):
-    """``C[m, n] = A[m, k] @ B[k, n]`` where the rows or the columns of A are contiguous, and the rows of C.
+def multiply_part(zero, m, n, k, a, b, c, a_row, a_column, b_row, b_column, c_row, c_column, bias, scratch):
+    """``C[m, n] = bias[n] + A[m, k] @ B[k, n]`` where the rows or the columns of A are contiguous, and the rows of C.
+
+    There is no bias where its address is 0.
 
     Takes its sums in slices, and in each goes through B in chunks that stay in the second-level cache while A goes by.
     """
@@ -48,12 +50,18 @@ def multiply_part(zero, m, n, k, a, b, c, a_row, a_column, b_row, b_column, c_ro
             width = min(chunk, n - column)
             right = b + (begin * b_row + column * b_column) * size
             target = c + column * size
+            start, start_row = target, c_row
+            if s == 0:
+                start, start_row = (bias + column * size if bias else 0), 0
             pack_part(zero, depth, width, right, b_row, b_column, scratch, 0, panel_count(zero, width))
             if a_column == 1:
-                multiply(zero, m, width, depth, left, a_row, scratch, target, c_row, s)
+                multiply(zero, m, width, depth, left, a_row, scratch, target, c_row, start, start_row)
                 continue
             packed = scratch + _CHUNK
             for row in range(0, m, block):
                 height = min(block, m - row)
                 from_, to = left + row * size, target + row * c_row * size
-                multiply_block(zero, 1, depth, height, width, from_, 0, a_column, packed, scratch, to, c_row, s)
+                first = start + row * start_row * size if start else 0
+                multiply_block(
+                    zero, 1, depth, height, width, from_, 0, a_column, packed, scratch, to, c_row, first, start_row
+                )

@@ -67,7 +67,7 @@ def bind(dtype: type[np.floating[Any]]) -> SimpleNamespace:
     @kernel(inline="always")
     def product(rows, n, k, a, a_row, packed, c, c_row, add):
         """``C[rows, n] = (C if add else 0) + A[rows, k] @ B`` for a packed B."""
-        multiply(dtype(0), rows, n, k, a, a_row, packed, c, c_row, add)
+        multiply(dtype(0), rows, n, k, a, a_row, packed, c, c_row, c if add else 0, c_row)
 
     @kernel(inline="always")
     def product_steps(steps, rows, n, k, a, a_step, a_row, packed, c, c_step, c_row, add):

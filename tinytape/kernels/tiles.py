@@ -54,25 +54,27 @@ def tile(
     b: Value,
     c: Value,
     c_row: Value,
-    add: Value,
+    start: Value,
+    start_row: Value,
     ahead: Value,
     pace: Value,
 ) -> None:
-    """``C = (C if add else 0) + A @ B`` for `rows` x k numbers of A and a packed panel of B.
+    """``C = S + A @ B`` for `rows` x k numbers of A and a packed panel of B.
 
-    The panel has k rows of as many whole vectors as `width` columns need. C is written in `width` columns only. With
-    each row of B a row's length of memory is prefetched, `ahead` bytes after B at first and `pace` bytes on each time.
+    S begins at `start`: it may be C itself, one row for all (`start_row` is 0), or nothing (`start` is 0). The panel
+    has k rows of as many whole vectors as `width` columns need. C is written in `width` columns only. With each row of
+    B a row's length of memory is prefetched, `ahead` bytes after B at first and `pace` bytes on each time.
     """
     left = _Left(a, a_row * lanes.size, a_column * lanes.size)
     panel = _Panel(b, b + ahead, pace)
-    c_row = c_row * lanes.size
+    c_row, start_row = c_row * lanes.size, start_row * lanes.size
 
     def write(shape: tuple[int, int]) -> None:
         rows, vectors = shape
         for row in range(rows):  # C is wanted when the sums are ready
             for line in range(0, vectors * lanes.bytes, _LINE):
                 lanes.prefetch(c + c_row * row + line)
-        _finish(lanes, _multiply(lanes, shape, k, left, panel), width, c, c_row, add)
+        _finish(lanes, _multiply(lanes, shape, k, left, panel), width, c, c_row, start, start_row)
 
     shapes = [(r, v) for r in range(1, ROWS + 1) for v in range(1, VECTORS + 1)]
     lanes.switch(rows * VECTORS + lanes.vectors(width), {r * VECTORS + v: partial(write, (r, v)) for r, v in shapes})
@@ -121,22 +123,25 @@ def _total(values: list[Value]) -> Value:
     return values[0]
 
 
-def _finish(lanes: Lanes, totals: list[list[Value]], width: Value, c: Value, c_row: Value, add: Value) -> None:
-    """Write a tile's sums, or add them to what is there. A whole tile needs no masks."""
+def _finish(
+    lanes: Lanes, totals: list[list[Value]], width: Value, c: Value, c_row: Value, start: Value, start_row: Value
+) -> None:
+    """Write a tile's sums, added to what they start from, if anything. A whole tile needs no masks."""
     vectors = range(len(totals[0]))
 
     def write(masks: list[Value | None], adds: bool) -> None:
         for row, values in enumerate(totals):
             for v, value in enumerate(values):
-                address = c + c_row * row + v * lanes.bytes
-                lanes.store(lanes.load(address, masks[v]) + value if adds else value, address, masks[v])
+                if adds:
+                    value = lanes.load(start + start_row * row + v * lanes.bytes, masks[v]) + value
+                lanes.store(value, c + c_row * row + v * lanes.bytes, masks[v])
 
     def write_whole() -> None:
         masks: list[Value | None] = [None for _ in vectors]
-        lanes.choose(add.differs(0), partial(write, masks, True), partial(write, masks, False))
+        lanes.choose(start.differs(0), partial(write, masks, True), partial(write, masks, False))
 
     def write_ragged() -> None:
         masks: list[Value | None] = [lanes.first(width - v * lanes.count) for v in vectors]
-        lanes.choose(add.differs(0), partial(write, masks, True), partial(write, masks, False))
+        lanes.choose(start.differs(0), partial(write, masks, True), partial(write, masks, False))
 
     lanes.choose(width.equals(len(vectors) * lanes.count), write_whole, write_ragged)

@@ -72,9 +72,6 @@ def _over_time(
     other = None if watch is None else watch.step(step)
     if other is not None:
         return eager(other, state, inputs, steps, reverse)
-    tensors = [w for w in weights if w is not None]
-    if len(set(map(id, tensors))) == len(tensors):  # tied ones are found by looking through
-        step.captures = Captures(_key(equation, weights), tensors, True)
     found = by_kernels(step, state, inputs, steps, reverse, "auto", checkpoint)
     if found is None and checkpoint is not None:
         return scan(step, state, inputs, reverse=reverse, checkpoint=checkpoint, compiled=False)
@@ -83,11 +80,6 @@ def _over_time(
         hoisted = _step_of(name, lambda weights: (lambda x: x, go), weights)
         found = eager(hoisted, state, inputs._replace(x=prepare(inputs.x)), steps, reverse)
     return found
-
-
-def _key(equation: Equation, weights: Weights) -> Any:
-    """What a step is but for the numbers in its weights; to look through it would cost as much as a small kernel."""
-    return equation, tuple([None if w is None else (w.raw.shape, w.raw.dtype.char, w.node is None) for w in weights])
 
 
 def _step_of(name: str, equation: Equation, weights: Weights) -> Any:
@@ -99,8 +91,13 @@ def _step_of(name: str, equation: Equation, weights: Weights) -> Any:
         after = go(prepare(now.x), before)
         return end(before, after, after[0], now)
 
-    step.__name__ = name
-    return step
+    found: Any = step
+    found.__name__ = name
+    tensors = [w for w in weights if w is not None]
+    if len(set(map(id, tensors))) == len(tensors):  # to look through it would cost as much as a small kernel
+        forms = tuple([None if w is None else (w.raw.shape, w.raw.dtype.char, w.node is None) for w in weights])
+        found.captures = Captures((equation, forms), tensors, True)
+    return found
 
 
 def _apart(part: Tensor) -> tuple[Tensor, ...]:

@@ -7,7 +7,8 @@ order of assignment. There is no registry to keep in step, and nothing to call b
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar, cast, overload
 
 import numpy as np
@@ -19,7 +20,8 @@ from ..engine.tape import Leaf, Storage, no_grad
 from ..engine.tensor import Tensor
 
 __all__ = [
-    "Buffer", "Module", "ModuleDict", "ModuleList", "Parameter", "Sequential", "Unmatched", "functional_call",
+    "Buffer", "Module", "ModuleDict", "ModuleList", "Parameter", "Sequential", "Unmatched", "evaluating",
+    "functional_call",
 ]  # fmt: skip
 
 M = TypeVar("M", bound="Module")
@@ -489,6 +491,20 @@ def functional_call(module: Module, parameters: Mapping[str, Any], *args: Any, *
     members = [(vars(m), key, kept) for m in module.modules() for key, kept in vars(m).items()]
     with standing_in([(where, key, others[id(kept)]) for where, key, kept in members if id(kept) in others]):
         return module(*args, **options)
+
+
+@contextmanager
+def evaluating(module: Any) -> Generator[None]:
+    """Inside, a module and those in it are in eval mode, and nothing is recorded; a plain function has no mode."""
+    modes = [(m, m.training) for m in module.modules()] if isinstance(module, Module) else []
+    for inner, _ in modes:
+        inner.training = False
+    try:
+        with no_grad():
+            yield
+    finally:
+        for inner, mode in modes:
+            inner.training = mode
 
 
 def _module(value: Any, what: str) -> Module:

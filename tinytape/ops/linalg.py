@@ -110,11 +110,14 @@ def _weighted(a: Any, g: Any, b: Any) -> Any:
     return _product(a.T, g)
 
 
-def _product(a: Any, b: Any) -> Any:
-    """The product of two matrices, by our own kernels where these are quicker than the BLAS that NumPy came with."""
+def _product(a: Any, b: Any, bias: Any = None) -> Any:
+    """``a @ b``, or ``a @ b + bias``, by our own kernels where these are quicker than the BLAS that NumPy came with."""
     if a.size * b.shape[1] >= LEAST and (kernels := _kernels(a, b)) is not None:
-        return kernels.matmul(a, b)
-    return np.dot(a, b)
+        return kernels.matmul(a, b, bias)
+    y = np.dot(a, b)
+    if bias is not None:
+        y += bias
+    return y
 
 
 def _kernels(a: Any, b: Any) -> Any:
@@ -135,8 +138,7 @@ def _kernels(a: Any, b: Any) -> Any:
 @op
 def affine(x: Operand, weight: Operand, bias: Operand) -> Any:
     """``x @ weight.T + bias`` without an array for the product: x (..., I), weight (O, I), bias (O,), one dtype."""
-    y = _product(_flat(x), weight.T)
-    y += bias
+    y = _product(_flat(x), weight.T, bias)
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], len(weight))
 
 

@@ -17,10 +17,9 @@ from typing import Any, Literal, TypeVar, cast
 import numpy as np
 
 from ..engine.errors import InputError
-from ..engine.tape import no_grad
 from ..engine.tensor import Tensor
 from ..engine.tree import map_leaves
-from ..nn.module import Module
+from ..nn.module import Module, evaluating
 from ..optim import Optimizer, Scheduler
 from .checkpoint import BEST, LAST, Best, Parts, open_folder, read, write
 from .inputs import END, check_options, rest
@@ -376,14 +375,11 @@ class Run:
     @contextlib.contextmanager
     def evaluating(self) -> Generator[None]:
         """Inside, the model is in eval mode, nothing is recorded, and what is drawn is drawn again afterwards."""
-        modes, states = [(m, m.training) for m in self.model.modules()], self._parts.generator_states()
-        self.model.eval()
+        states = self._parts.generator_states()
         try:
-            with no_grad():
+            with evaluating(self.model):
                 yield
         finally:
-            for module, mode in modes:
-                module.training = mode
             self._parts.set_generator_states(states)
 
     def load_best(self) -> None:
