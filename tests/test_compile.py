@@ -260,6 +260,42 @@ def test_odd_numbers_come_out_of_kernels_as_in_eager(name):
     assert_like_eager(lambda h, x: (ODD[name](x, h), h), Leaves()(B, H), odd_numbers())
 
 
+ENDS = np.array([0, 1e-37, 1e-19, 1, 2, 1e19, 3e38, np.inf, np.nan], np.float32)  # and two between
+
+
+def divided_by_roots(compiled):
+    numerators, squares = np.meshgrid(np.concatenate([ENDS, -ENDS]), ENDS)
+    x = np.broadcast_to(numerators[..., None], (*numerators.shape, H)).astype(np.float32)
+    squares = squares[..., None].astype(np.float32)  # one for each row
+    zeros = np.zeros(x.shape[1:], np.float32)
+    return tt.scan(lambda h, xs: (h, xs[0] / tt.sqrt(xs[1])), zeros, (x, squares), compiled=compiled)[1].numpy()
+
+
+def assert_roots_divide():
+    """By a product with the reciprocal: it must not leave the range anywhere."""
+    found, expected = divided_by_roots(True), divided_by_roots(False)
+    np.testing.assert_allclose(found, expected, rtol=3e-7, atol=1.2e-38)  # where kernels have 0
+
+
+def test_roots_divide_over_the_whole_range():
+    with by_numpy():
+        assert_roots_divide()
+
+
+@needs_numba
+@pytest.mark.slow
+def test_roots_divide_over_the_whole_range_in_kernels():
+    assert_roots_divide()
+
+
+def test_nothing_is_added_to_a_product_by_adding_zero():
+    w = tt.tensor(np.ones((H, H)), requires_grad=True)
+    h, x = np.zeros((B, H)), np.ones((T, B, H))
+    found, plain = (tt.scan.explain(f, h, x) for f in (lambda h, x: (0.0 + x @ w, None), lambda h, x: (x @ w, None)))
+    assert found.numpy == plain.numpy
+    assert "+ 0" in tt.scan.explain(lambda h, x: (0.0 + x, None), h, x).numpy.replace(".0", "")  # -0 becomes 0
+
+
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 table = tt.tensor(np.zeros(H))

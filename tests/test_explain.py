@@ -33,6 +33,19 @@ def test_what_is_kept_is_the_least_there_is(make, carries, floats, dtype):
     assert found.kept_bytes == floats * HIDDEN * np.dtype(dtype).itemsize
 
 
+def test_what_a_row_is_summed_up_to_is_kept():
+    wide, scale = 32, tt.tensor(np.ones(32, np.float32), requires_grad=True)
+
+    def step(h, x):
+        centred = x + h - (x + h).mean(axis=-1, keepdims=True)
+        h = tt.tanh(scale * centred / tt.sqrt((centred * centred).mean(axis=-1, keepdims=True)))
+        return h, h
+
+    found = tt.scan.explain(step, np.zeros((ROWS, wide), np.float32), np.zeros((STEPS, ROWS, wide), np.float32))
+    assert 0 < found.kept_bytes <= 4 * 4  # the carry and x are there, and it takes two numbers more
+    assert " sum" not in str(found).partition("computed again")[2]
+
+
 def test_flops_are_those_of_the_products_and_little_more():
     found = explained(nn.LSTMCell(INPUTS, HIDDEN), 2)
     products = 2 * 4 * HIDDEN * (INPUTS + HIDDEN)

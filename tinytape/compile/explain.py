@@ -12,6 +12,7 @@ import numpy as np
 from .dims import Dims
 from .emit_numba import numba_source
 from .emit_numpy import names_of, numpy_source
+from .keep import phases
 from .program import Program, Ref, Value
 from .schedule import Half, Nest, Schedule, Stage
 
@@ -58,7 +59,8 @@ class Explanation:
     @property
     def numpy(self) -> str:
         assert self.plan is not None
-        return numpy_source(self.plan.program, self.plan.phases, self.title)
+        program = self.plan.program  # to which the schedule has added copies
+        return numpy_source(program, phases(program), self.title)
 
     @property
     def numba(self) -> str:

@@ -1,13 +1,14 @@
 """Which values of a step are kept for its adjoint, and which are computed again.
 
-Products are never computed again; every other value may be, from kept ones. The kept values are then a cut between
-the products and what the adjoint reads, and the cut of fewest floats is found as a maximum flow (Ford & Fulkerson
-1956; the same idea serves reverse mode in general, cf. Naumann 2008). Of several such cuts the one nearest to the
-adjoint is taken, which leaves least to compute again.
+Products are never computed again, nor are the few numbers that many are summed up to; every other value may be, from
+kept ones. The kept values are then a cut between these and what the adjoint reads, and the cut of fewest floats is
+found as a maximum flow (Ford & Fulkerson 1956; the same idea serves reverse mode in general, cf. Naumann 2008). Of
+several such cuts the one nearest to the adjoint is taken, which leaves least to compute again.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from .program import CONTRACTED, Program, Value, topological
 __all__ = ["Phases", "phases"]
 
 SOURCE, SINK = "source", "sink"
+QUICK = {"add", "subtract", "multiply", "negative", "copy"}
+MANY = 16  # values: a sum of so many is kept, if anything that follows from it is needed
 
 
 class Phases(NamedTuple):
@@ -85,8 +88,8 @@ def _cut(steady: list[Value], read: set[Value], free: set[Value]) -> set[Value]:
     for value in steady:
         if value in free:
             continue
-        edge((value, 0), (value, 1), endless if value.kind == "alias" else max(value.size, 1))  # it has no memory
-        if value.kind == "product":
+        edge((value, 0), (value, 1), _price(value))
+        if value.kind == "product" or (value.kind == "reduce" and math.prod(value.space) >= MANY * value.size):
             edge(SOURCE, (value, 0), endless)
         else:
             for source in value.reads():
@@ -103,6 +106,17 @@ def _cut(steady: list[Value], read: set[Value], free: set[Value]) -> set[Value]:
             room[b][a] += width
     beyond = _reaching(room, SINK)
     return {v for v in steady if (v, 1) in beyond and (v, 0) in room and (v, 0) not in beyond}
+
+
+def _price(value: Value) -> float:
+    """What it costs to keep a value: its size and, where that decides nothing, what it takes to store or to make it.
+
+    A product lies where it is kept from the start, and sums and differences are made again as quickly as they are read.
+    """
+    if value.kind == "alias":
+        return float("inf")  # it has no memory
+    quick = value.kind == "map" and value.fn in QUICK
+    return max(value.size, 1) * (1.02 if quick else 1.0 if value.kind == "product" else 0.99)
 
 
 def _path(room: dict[object, dict[object, float]], start: object, goal: object) -> list[tuple[object, object]] | None:

@@ -22,6 +22,7 @@ __all__ = ["ALIGN", "Layout", "Memory", "Pad", "Strides", "strides_of"]
 
 ALIGN = 64  # bytes
 SMALL = 1 << 19  # bytes
+VECTOR = 16  # elements
 
 
 class Strides(NamedTuple):
@@ -65,10 +66,12 @@ class Space:
         self.steps, self.rows, self.block = steps, rows, block
         self.training = bool(program.carry_seeds)
         self.kept: dict[Value, int] = {}  # where in a row's record a value is kept
-        for value, place in history.items():
-            if place == "history":
-                self.kept[value] = sum(v.size for v in self.kept)
-        self.record = sum(v.size for v in self.kept)
+        self.record = 0
+        for value in sorted((v for v, place in history.items() if place == "history"), key=_is_ragged):
+            self.kept[value] = self.record
+            self.record += value.size
+        if not all(map(_is_ragged, self.kept)):
+            self.record = _padded(self.record)
         self.carried = [v for i, v in enumerate(program.carries) if half.places[v] == f"carry{i}"]  # by themselves
         self.history = self._history()
         self.temporary = self._temporary(scratch)
@@ -93,7 +96,7 @@ class Space:
         for value, place in self.half.places.items():
             if value.kind != "alias" and place in ("block", "step", "row"):
                 count = {"block": self.block * self.rows, "step": self.rows, "row": 1}[place]
-                memory.add(value, count * _padded(value))
+                memory.add(value, count * _padded(value.size))
         begin = memory.nbytes
         for i, seed in enumerate(self.program.carry_seeds):
             if seed.kind != "none":
@@ -256,7 +259,7 @@ class Layout(Space):
         if place == "row":
             return Strides(0, 0)
         if place in ("block", "step"):
-            size = _padded(value)
+            size = _padded(value.size)
         return Strides(self.rows * size, size)
 
 
@@ -291,9 +294,14 @@ class Pad:
             block.release()
 
 
-def _padded(value: Value) -> int:
-    """The length of a row that begins at a whole vector."""
-    return -(-value.size // 16) * 16
+def _padded(size: int) -> int:
+    """The length of a row after which another begins at a whole vector."""
+    return -(-size // VECTOR) * VECTOR
+
+
+def _is_ragged(value: Value) -> bool:
+    """Whether what lies behind it does not begin at a whole vector."""
+    return value.size % VECTOR != 0
 
 
 def strides_of(array: Array, rank: int) -> Strides:

@@ -41,6 +41,24 @@ RULES.update({name: _mapped(name) for name in _NAMES.split()})
 RULES["absolute"] = RULES["abs"]
 
 
+@rule("add")
+def _(low: Builder, a: Any, b: Any) -> View:
+    for one, other in ((a, b), (b, a)):
+        if isinstance(one, float | int) and one == 0 and isinstance(other, View) and other.value.kind == "product":
+            return other  # a sum that starts from 0 is never -0, so this changes no bit
+    return low.map("add", a, b)
+
+
+@rule("divide")
+def _(low: Builder, a: Any, b: Any) -> View:
+    if not (isinstance(a, View) and isinstance(b, View)) or (b.value.kind, b.value.fn) != ("map", "sqrt"):
+        return low.map("divide", a, b)
+    if math.prod(a.row_shape) <= math.prod(b.row_shape) or math.prod(b.row_shape) > 1:
+        return low.map("divide", a, b)
+    # As in a normalisation: a product is quicker, and the reciprocal of a root is always in range.
+    return low.map("multiply", a, low.map("divide", 1.0, b))
+
+
 def _unchanged(low: Builder, value: Any, probe: Any) -> View:
     """What a probe does to a value: nothing. Its gradient is then taken in the kernel (see `loop.probes`)."""
     return low.view(value)

@@ -28,6 +28,7 @@ TALL = 48  # rows that a hoisted product has at least, if there are so many
 DEEP = 96  # rows that a weight gradient's product has at least
 WORTH = 24_000_000  # floating-point operations of a forward run that are worth a second thread
 LARGE = 1 << 20  # bytes: from here on arrays come from the pool, where they begin at whole cache lines
+SHARED = 1 << 21  # bytes: from here on threads add up their sums together
 ARGUMENTS = 3  # of a kernel: numbers, bases, room for a table
 Arrays = Sequence[Array]
 Function = Callable[..., int]
@@ -217,9 +218,8 @@ class Compiled:
         """The gradients for xs, fixed inputs and captured tensors, when all steps are done."""
         program = self.program
         first, *others = gradients.sums
-        for sums in others:
-            for total, part in zip(first, sums, strict=True):
-                np.add(total, part, out=total)
+        if others:
+            _add_up(gradients.sums)
         known = Invariants(run.invariants.captured, run.invariants)
         known.update(zip(self.plan.phases.sums, first, strict=True))
         inputs = dict(zip(program.input_gradients, dxs, strict=True))
@@ -446,6 +446,20 @@ def _launch(
         task(0)
     else:
         threads.run(task, len(layouts))
+
+
+def _add_up(sums: list[list[Array]]) -> None:
+    """Add the sums of all threads to those of the first; large ones on as many threads, each a part of every array."""
+    count = len(sums) if sum(a.nbytes for a in sums[0]) > SHARED else 1
+
+    def task(i: int) -> None:
+        for each in zip(*sums, strict=True):
+            n = each[0].size
+            total, *parts = [a.reshape(n)[n * i // count : n * (i + 1) // count] for a in each]
+            for part in parts:
+                np.add(total, part, out=total)
+
+    threads.run(task, count)
 
 
 def _rows(array: Array, dtype: np.dtype[Any], rank: int) -> Array:
