@@ -1,14 +1,13 @@
 """Which values of a step are kept for its adjoint, and which are computed again.
 
-Products are never computed again, nor are the few numbers that many are summed up to; every other value may be, from
-kept ones. The kept values are then a cut between these and what the adjoint reads, and the cut of fewest floats is
+Products are never computed again, nor is the number that a row is summed up to; every other value may be, from kept
+ones. The kept values are then a cut between these and what the adjoint reads, and the cut of fewest floats is
 found as a maximum flow (Ford & Fulkerson 1956; the same idea serves reverse mode in general, cf. Naumann 2008). Of
 several such cuts the one nearest to the adjoint is taken, which leaves least to compute again.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from typing import NamedTuple
 
@@ -18,7 +17,6 @@ __all__ = ["Phases", "phases"]
 
 SOURCE, SINK = "source", "sink"
 QUICK = {"add", "subtract", "multiply", "negative", "copy"}
-MANY = 16  # values: a sum of so many is kept, if anything that follows from it is needed
 
 
 class Phases(NamedTuple):
@@ -89,7 +87,7 @@ def _cut(steady: list[Value], read: set[Value], free: set[Value]) -> set[Value]:
         if value in free:
             continue
         edge((value, 0), (value, 1), _price(value))
-        if value.kind == "product" or (value.kind == "reduce" and math.prod(value.space) >= MANY * value.size):
+        if value.kind == "product" or (value.kind == "reduce" and value.size == 1):
             edge(SOURCE, (value, 0), endless)
         else:
             for source in value.reads():
