@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from operator import is_
 from typing import Any, cast
 
 import numpy as np
@@ -28,6 +29,7 @@ from .leaves import Leaves, readings
 from .lower import lower
 from .plain import Plain, Rows
 from .program import Program
+from .recipes import Invariants
 from .run import Compiled, Run
 from .trace import Key, NotLowerable, Traced, name_of, trace
 
@@ -140,6 +142,18 @@ class Ready:
         self.plan, self.kernels, self.captured = plan, kernels, captured
         self.tensors = [t for t in captured.values() if isinstance(t, Tensor)]
         self.outside = [captured[key] for key in plan.outside]  # those with gradients
+        self.raws: list[Array] = []
+        self.written: list[int] = []
+        self.made = Invariants(captured)
+
+    def invariants(self) -> Invariants:
+        """What follows from the tensors from outside, made anew where one has changed since the last call."""
+        raws = [t.raw for t in self.tensors]
+        written = [-1 if t.storage is None else t.storage.written for t in self.tensors]
+        same = written == self.written and all(map(is_, raws, self.raws))
+        if not same or len(raws) < len(self.captured):  # an array may change unseen
+            self.raws, self.written, self.made = raws, written, Invariants(self.captured)
+        return self.made
 
     def run(
         self,
@@ -158,7 +172,7 @@ class Ready:
         rows = leaves.rows(first)
         if not leaves.plain:
             first = leaves.enter(first, rows)
-        arguments = first, others, self.captured, steps, rows, reverse
+        arguments = first, others, self.invariants(), steps, rows, reverse
         finals, ys, saved = forward(*arguments) if "forward" in plan.ran else plan.first("forward", forward, *arguments)
         arrays = [*finals, *ys] if leaves.plain else leaves.leave(finals, ys)
         if not plan.program.carry_seeds:
@@ -284,7 +298,7 @@ def _differentiable_rule(node: Node, gradients: tuple[Any, ...]) -> tuple[Any, .
 class _Scan:
     """One compiled run, as an op with a result for each leaf of the carry and of ys."""
 
-    __slots__ = ("eager", "f", "init", "ready", "reverse", "stand_ins", "steps", "xs")
+    __slots__ = ("eager", "f", "from_init", "init", "ready", "reverse", "stand_ins", "steps", "xs")
 
     def __init__(
         self, ready: Ready, f: Any, init: Any, xs: Any, steps: int, reverse: bool, eager: Callable[..., Any]
@@ -298,6 +312,7 @@ class _Scan:
         context, ready = here.context, self.ready
         plan = ready.plan
         parents = tuple([x.node for x in (*carries, *inputs, *ready.outside)])
+        self.from_init = any(parents[: len(carries)])  # whether a gradient of init is wanted
         storages: list[Storage | None] = []
         for x in (*carries, *inputs, *ready.tensors):
             storages.append(x.node.storage if isinstance(x.node, Leaf) else x.storage)
@@ -319,7 +334,7 @@ class _Scan:
         carries, ys = gradients[: leaves.count], gradients[leaves.count :]
         if not leaves.plain:
             carries, ys = leaves.enter_gradients(carries, ys, saved.rows)
-        arguments = saved, carries, ys, self.reverse
+        arguments = saved, carries, ys, self.reverse, self.from_init
         found = backward(*arguments) if "backward" in plan.ran else plan.first("backward", backward, *arguments)
         dinit, dxs, dfixed, sums = found
         return (

@@ -19,6 +19,7 @@ from ..kernels import workspace
 from ..loop import revolve
 from ..loop.budget import Plan, as_plan
 from .layout import ALIGN
+from .recipes import Invariants
 from .run import Compiled, Gradients, Run
 
 __all__ = ["Checkpointed", "plan_of"]
@@ -62,16 +63,21 @@ class Checkpointed:
         self.kernels, self.plan = kernels, plan
 
     def forward(
-        self, init: Sequence[Array], xs: Sequence[Array], captured: dict[Any, Any], steps: int, rows: int, reverse: bool
+        self, init: Sequence[Array], xs: Sequence[Array], outside: Invariants, steps: int, rows: int, reverse: bool
     ) -> tuple[list[Array], list[Array], Run]:
         """As `Compiled.forward`."""
-        run, results = self.kernels.begin(init, xs, captured, steps, rows, reverse)
+        run, results = self.kernels.begin(init, xs, outside, steps, rows, reverse)
         self._begin(run)
         self.last = self._to_leaf(run)
         return self.carry, results, run
 
     def backward(
-        self, run: Run, dcarry: Sequence[Array | None], dys: Sequence[Array | None], reverse: bool = False
+        self,
+        run: Run,
+        dcarry: Sequence[Array | None],
+        dys: Sequence[Array | None],
+        reverse: bool = False,
+        from_init: bool = True,
     ) -> tuple[list[Array | None], dict[int, Array], dict[int, Array], dict[Any, Array]]:
         """As `Compiled.backward`."""
         if self.last is None:  # the records are walked once more

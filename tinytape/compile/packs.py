@@ -56,6 +56,12 @@ class Matrix:
 
     def panels(self, invariants: Invariants) -> Panels:
         """The panels; those of a tensor from outside are kept until something is written there."""
+        found = invariants.made.get(self)
+        if found is None:
+            found = invariants.made[self] = self._panels(invariants)
+        return found
+
+    def _panels(self, invariants: Invariants) -> Panels:
         tensor = invariants.captured.get(self.owner)
         storage: Storage | None = getattr(tensor, "storage", None)
         if tensor is None or storage is None:

@@ -14,7 +14,7 @@ from .dims import Dims
 from .emit_numpy import NAMESPACE, numpy_source
 from .keep import phases
 from .program import Program, Value
-from .recipes import finish, invariants_of
+from .recipes import Invariants, finish
 from .schedule import Schedule, schedule, settle_roots
 
 __all__ = ["Plain", "Rows"]
@@ -58,13 +58,13 @@ class Plain:
         self,
         init: Sequence[Array],
         xs: Sequence[Array],
-        captured: dict[Any, Any],
+        outside: Invariants,
         steps: int,
         rows: int,
         reverse: bool = False,
     ) -> tuple[list[Array], list[Array], Rows]:
         """The last carry and the outputs; arrays are (rows, ...) and (steps, rows, ...)."""
-        invariants = invariants_of(self.program, captured)
+        invariants = {value: outside[value] for value in self.program.invariants}
         inputs = self.program.inputs
         shapes = {v.index: v.shape for v in inputs if v.kind == "x"}
         columns = [np.broadcast_to(self._row_axis(x, shapes[i]), (steps, rows, *shapes[i])) for i, x in enumerate(xs)]
@@ -80,7 +80,12 @@ class Plain:
         return [np.array(a) for a in finals], results, Rows(steps, rows, each, fixed, tape, invariants)
 
     def backward(
-        self, saved: Rows, dcarry: Sequence[Array | None], dys: Sequence[Array | None], reverse: bool = False
+        self,
+        saved: Rows,
+        dcarry: Sequence[Array | None],
+        dys: Sequence[Array | None],
+        reverse: bool = False,
+        from_init: bool = True,
     ) -> tuple[list[Array | None], dict[int, Array], dict[int, Array], dict[Any, Array]]:
         """Gradients for init, xs (by leaf), fixed inputs, and captured tensors (by key)."""
         program, weights = self.program, self._weights(saved.invariants)

@@ -11,7 +11,7 @@ from ..engine.tree import Array
 from ..ops.shape import reshape
 from .program import Program, Value
 
-__all__ = ["Invariants", "finish", "invariants_of"]
+__all__ = ["Invariants", "finish"]
 
 
 class Invariants(dict[Value, Array]):
@@ -23,11 +23,17 @@ class Invariants(dict[Value, Array]):
         The tensors from outside, by key, as they are now.
     known : dict, optional
         What has been computed.
+
+    Attributes
+    ----------
+    made : dict
+        What else follows from them, by whoever made it.
     """
 
     def __init__(self, captured: dict[Any, Any], known: dict[Value, Array] | tuple[()] = ()) -> None:
         super().__init__(known)
         self.captured = captured
+        self.made: dict[Any, Any] = {}
 
     def __missing__(self, value: Value) -> Array:
         recipe = value.recipe
@@ -38,12 +44,6 @@ class Invariants(dict[Value, Array]):
             found = _computed(value, self)
         self[value] = found
         return found
-
-
-def invariants_of(program: Program, captured: dict[Any, Any]) -> dict[Value, Array]:
-    """All of a program's invariants, in order."""
-    found = Invariants(captured)
-    return {value: found[value] for value in program.invariants}
 
 
 def finish(program: Program, post: list[Value], known: dict[Value, Array]) -> dict[Any, Array]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..engine.tree import Array
 from ..kernels import threads, workspace
+from ..ops.shape import reshape
 from .addresses import bases_of
 from .cache import kernel
 from .dims import Dims
@@ -101,27 +102,27 @@ class Compiled:
     # ---- forward -----------------------------------------------------------------------------------------------
 
     def forward(
-        self, init: Arrays, xs: Arrays, captured: dict[Any, Any], steps: int, rows: int, reverse: bool = False
+        self, init: Arrays, xs: Arrays, outside: Invariants, steps: int, rows: int, reverse: bool = False
     ) -> tuple[list[Array], list[Array], Run]:
         """The last carry and the outputs; arrays are (rows, ...) and (steps, rows, ...)."""
-        run, results = self.begin(init, xs, captured, steps, rows, reverse)
+        run, results = self.begin(init, xs, outside, steps, rows, reverse)
         if self.trains:
             run.history = [workspace.take(layout.history_bytes) for layout in run.layouts]
         return self.go(run), results, run
 
     def begin(
-        self, init: Arrays, xs: Arrays, captured: dict[Any, Any], steps: int, rows: int, reverse: bool
+        self, init: Arrays, xs: Arrays, outside: Invariants, steps: int, rows: int, reverse: bool
     ) -> tuple[Run, list[Array]]:
         """All steps, still to be run, without memory for an adjoint; and the outputs in the order of xs."""
-        dtype, invariants = self.dtype, Invariants(captured)
+        dtype = self.dtype
         init = [np.ascontiguousarray(a, dtype) for a in init]
         xs = [_rows(a, dtype, rank) for a, rank in zip(xs, self.x_ranks, strict=True)]
-        fixed = [_rows(invariants[v.args[0]], dtype, len(v.shape)) for v in self.fixed] if self.fixed else []
+        fixed = [_rows(outside[v.args[0]], dtype, len(v.shape)) for v in self.fixed] if self.fixed else []
         results = [pooled((steps, rows, *shape), dtype) for shape in self.output_shapes]
         ys = results
         if reverse:
             xs, ys = [a[::-1] for a in xs], [y[::-1] for y in results]
-        run = Run(steps, rows, self.thread_count(steps, rows), init, xs, fixed, ys, invariants)
+        run = Run(steps, rows, self.thread_count(steps, rows), init, xs, fixed, ys, outside)
         run.layouts = self._forward_layouts(run)
         return run, results
 
@@ -164,11 +165,16 @@ class Compiled:
     # ---- backward ----------------------------------------------------------------------------------------------
 
     def backward(
-        self, run: Run, dcarry: Sequence[Array | None], dys: Sequence[Array | None], reverse: bool = False
+        self,
+        run: Run,
+        dcarry: Sequence[Array | None],
+        dys: Sequence[Array | None],
+        reverse: bool = False,
+        from_init: bool = True,
     ) -> tuple[list[Array | None], dict[int, Array], dict[int, Array], dict[Any, Array]]:
-        """Gradients for init, xs (by leaf), fixed inputs, and captured tensors (by key)."""
+        """Gradients for init, if they are wanted, xs (by leaf), fixed inputs, and captured tensors (by key)."""
         gradients, dxs = self.begin_back(run, dys, reverse)
-        dinit = self.go_back(run, dcarry, gradients)
+        dinit = self.go_back(run, dcarry, gradients, from_init=from_init)
         return dinit, *self.end_back(run, dxs, gradients)
 
     def begin_back(self, run: Run, dys: Sequence[Array | None], reverse: bool) -> tuple[Gradients, list[Array]]:
@@ -189,7 +195,12 @@ class Compiled:
         return Gradients(given, dxs, dfixed, sums), results
 
     def go_back(
-        self, run: Run, dcarry: Sequence[Array | None], gradients: Gradients, later: bool = False
+        self,
+        run: Run,
+        dcarry: Sequence[Array | None],
+        gradients: Gradients,
+        later: bool = False,
+        from_init: bool = True,
     ) -> list[Array | None]:
         """Run the steps backwards, whether or not `later` ones have been; the gradient of the carry before them."""
         layouts = self._backward_layouts(run, gradients)
@@ -204,11 +215,12 @@ class Compiled:
         arrays = [*run.arrays, *given, *gradients.xs, *gradients.fixed]
         addresses = [int(run.start > 0), int(later), *map(_address, panels)]
         _launch(self.backward_function, layouts, pads, arrays, addresses, run.history, gradients.sums)
-        dinit = [None if shape is None else np.empty((run.rows, *shape), self.dtype) for shape in self.dinit_shapes]
+        dinit: list[Array | None] = [None] * len(self.program.carries)
+        for i in self.rings if from_init else ():
+            if self.program.carry_gradients[i] is not None:
+                parts = [x.ring(pad.memory, i, run.steps & 1) for x, pad in zip(layouts, pads, strict=True)]
+                dinit[i] = np.array(parts[0]) if len(parts) == 1 else np.concatenate(parts)
         for layout, pad in zip(layouts, pads, strict=True):
-            for i in self.rings:
-                if (out := dinit[i]) is not None:
-                    out[layout.start : layout.start + layout.rows] = layout.ring(pad.memory, i, run.steps & 1)
             layout.give_back(pad)
         return dinit
 
@@ -220,10 +232,13 @@ class Compiled:
         first, *others = gradients.sums
         if others:
             _add_up(gradients.sums)
-        known = Invariants(run.invariants.captured, run.invariants)
-        known.update(zip(self.plan.phases.sums, first, strict=True))
         inputs = dict(zip(program.input_gradients, dxs, strict=True))
         fixed = dict(zip(program.fixed_gradients, gradients.fixed, strict=True))
+        if self.plain_sums is not None:
+            sums = {key: first[i] if shape is None else first[i].reshape(shape) for key, i, shape in self.plain_sums}
+            return inputs, fixed, sums
+        known = Invariants(run.invariants.captured, run.invariants)
+        known.update(zip(self.plan.phases.sums, first, strict=True))
         return inputs, fixed, finish(program, self.plan.phases.post, known)
 
     # ---- layouts -----------------------------------------------------------------------------------------------
@@ -376,9 +391,19 @@ class Compiled:
         return [(v.shape, v.kind == "outer") for v in self.plan.phases.sums]
 
     @cached_property
-    def dinit_shapes(self) -> list[tuple[int, ...] | None]:
-        """Of a row: the gradients of the first carry; None where nobody wants one."""
-        return [None if v is None else v.shape for v in self.program.carry_gradients]
+    def plain_sums(self) -> list[tuple[Any, int, tuple[int, ...] | None]] | None:
+        """Of each captured tensor, which sum its gradient is, and its shape if that is another.
+
+        None where there is more to compute.
+        """
+        found: list[tuple[Any, int, tuple[int, ...] | None]] = []
+        for key, value in self.program.captured_gradients.items():
+            recipe = value.recipe
+            total = recipe.args[0] if recipe is not None and recipe.op is reshape.op else value
+            if total not in self.plan.phases.sums:
+                return None
+            found.append((key, self.plan.phases.sums.index(total), None if total.shape == value.shape else value.shape))
+        return found
 
     @cached_property
     def finals_in_outputs(self) -> list[tuple[Value, int | None]]:
