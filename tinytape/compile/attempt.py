@@ -142,18 +142,17 @@ class Ready:
         self.plan, self.kernels, self.captured = plan, kernels, captured
         self.tensors = [t for t in captured.values() if isinstance(t, Tensor)]
         self.outside = [captured[key] for key in plan.outside]  # those with gradients
-        self.raws: list[Array] = []
-        self.written: list[int] = []
-        self.made = Invariants(captured)
+        self.known: tuple[list[Array], list[int], Invariants] = [], [], Invariants(captured)
 
     def invariants(self) -> Invariants:
         """What follows from the tensors from outside, made anew where one has changed since the last call."""
         raws = [t.raw for t in self.tensors]
         written = [-1 if t.storage is None else t.storage.written for t in self.tensors]
-        same = written == self.written and all(map(is_, raws, self.raws))
-        if not same or len(raws) < len(self.captured):  # an array may change unseen
-            self.raws, self.written, self.made = raws, written, Invariants(self.captured)
-        return self.made
+        were, then, made = self.known  # at once: another thread may be changing them
+        if written != then or not all(map(is_, raws, were)) or len(raws) < len(self.captured):
+            made = Invariants(self.captured)  # an array may also change unseen
+            self.known = raws, written, made
+        return made
 
     def run(
         self,

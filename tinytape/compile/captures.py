@@ -54,11 +54,12 @@ def look_through(f: Callable[..., Any]) -> Captures:
     if known is not None:
         return known
     code = getattr(f, "__code__", f.__class__)
-    for i, (number, alike) in enumerate(patterns := _patterns.get(code, [])):
+    patterns = _patterns.get(code, ())
+    for number, alike in patterns:
         met = _Met()
         if alike(f, met):
-            if i:
-                patterns.insert(0, patterns.pop(i))
+            if number != patterns[0][0]:  # the last one first; by another tuple, as other threads may be reading this
+                _patterns[code] = (number, alike), *[known for known in patterns if known[0] != number]
             return Captures(number, met.tensors, True)
     seen = _Look()
     key, alike = seen.at(f)
@@ -67,7 +68,7 @@ def look_through(f: Callable[..., Any]) -> Captures:
     number = _number(key)
     if len(_patterns) > MOST:
         _patterns.clear()
-    _patterns[code] = [(number, alike), *patterns][:PATTERNS]
+    _patterns[code] = ((number, alike), *patterns)[:PATTERNS]
     return Captures(number, seen.tensors, True)
 
 
@@ -93,7 +94,7 @@ class _Met:
 # as to see that it is like one described before.
 _Alike: TypeAlias = Callable[[Any, _Met], bool]
 _Seen: TypeAlias = tuple[Any, _Alike]  # a part of the key, and what to look for another time
-_patterns: dict[Any, list[tuple[int, _Alike]]] = {}  # by code, the last one first
+_patterns: dict[Any, tuple[tuple[int, _Alike], ...]] = {}  # by code
 PATTERNS = 4  # of each code
 _ABSENT = object()
 
