@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tinytape as tt
-from tinytape.compile import cache
+from tinytape.compile import attempt, cache
 from tinytape.kernels import compiler, folder, native
 
 pytestmark = pytest.mark.skipif(not compiler.usable(), reason="needs Numba's compiler")
@@ -207,7 +207,7 @@ def test_a_forked_child_compiles_for_itself():
     pytest.importorskip("fcntl", reason="needs fork")
     code = f"""
 import os
-from tinytape.compile import cache
+from tinytape.compile import attempt, cache
 source = {SOURCE!r}
 cache.kernel("test", source, "nothing", 1)(0)
 child = os.fork()
@@ -223,7 +223,7 @@ def test_a_child_forked_while_another_thread_compiles():
     pytest.importorskip("fcntl", reason="needs fork")
     code = f"""
 import os, signal, threading, time
-from tinytape.compile import cache
+from tinytape.compile import attempt, cache
 source = {SOURCE!r}
 cache.kernel("test", source, "nothing", 1)(0)
 ended = False
@@ -352,7 +352,9 @@ def test_processes_that_start_together():
     assert call(1, 2, 3) == (321, 0)
 
 
-def test_warmup_fills_the_folder():
+def test_warmup_fills_the_folder(monkeypatch):
+    monkeypatch.setattr(native, "_found", {})  # as in a process that has run none yet
+    attempt._plans.clear()
     assert not kernels()
     tt.warmup(tt.nn.RNN(3, 4), (2, 1, 3))
     assert any(path.name.startswith("RNN_") for path in kernels())
