@@ -12,7 +12,6 @@ import itertools
 import types
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
-from itertools import chain
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -103,6 +102,10 @@ def _is(x: Any) -> _Alike:
     return lambda y, met: y is x
 
 
+def _settles(number: int, y: Any, met: _Met) -> bool:
+    return y.__class__ is types.FunctionType and y.__closure__ is None and _settled(y) == number
+
+
 def _all_alike(checks: Sequence[_Alike], found: Iterable[Any], met: _Met) -> bool:
     for alike, y in zip(checks, found):  # noqa: B905, SIM110 - of equal lengths; a generator takes twice as long
         if not alike(y, met):
@@ -138,10 +141,7 @@ class _Look(_Met):
         if kind is types.FunctionType and x.__closure__ is None and self.settling is None:
             settled = _settled(x)
             if settled is not None:
-                return (
-                    "settled",
-                    settled,
-                ), lambda y, met: y.__class__ is types.FunctionType and y.__closure__ is None and _settled(y) == settled
+                return ("settled", settled), partial(_settles, settled)
         if self.settling is not None and not (kind in _FIXED or isinstance(x, type | np.ufunc)):
             raise _Unsettled
         self.first(x)
@@ -160,7 +160,7 @@ class _Look(_Met):
             self.depth -= 1
 
         def alike(y: Any, met: _Met) -> bool:
-            numbers = met.numbers
+            numbers = met.numbers  # `first`, written out here and for tensors: they are most of what is met
             if y.__class__ is not kind or id(y) in numbers:
                 return False
             numbers[id(y)] = len(numbers)
@@ -210,7 +210,7 @@ class _Look(_Met):
             keys, checks = _apart(self.at(item) for pair in held.items() for item in pair)
 
             def alike(y: Any, met: _Met) -> bool:
-                return 2 * len(y) == len(checks) and _all_alike(checks, chain.from_iterable(y.items()), met)
+                return 2 * len(y) == len(checks) and _all_alike(checks, itertools.chain.from_iterable(y.items()), met)
 
             return (kind, keys), alike
         if kind is types.FunctionType:

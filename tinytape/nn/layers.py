@@ -118,7 +118,7 @@ def _together(parts: tuple[Tensor, ...]) -> Tensor:
     if context.tape is not None:
         return reshape(part, (1, *raw.shape))
     node = part.node
-    if node is not None:  # as the op records it, which is a tenth of what a short call takes
+    if node is not None:  # what the op would record, without the checks of its call
         shape = (1, *raw.shape)
         node = Node(take_number(), reshape.op, (node,), (raw.shape,), shape, raw.dtype, None, context.step)
     return Tensor.of(raw[None], node, part.storage)
