@@ -88,9 +88,9 @@ def test_bits_are_those_of_the_unchecked_run(cell, T, B, reverse, checkpoint):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_bits_with_threads_and_a_budget(threads, dtype, monkeypatch):
-    from tinytape.compile import run
+    from tinytape.compile import form
 
-    monkeypatch.setattr(run, "WORTH", 0)
+    monkeypatch.setattr(form, "WORTH", 0)
     was = tt.get_num_threads()
     tt.set_num_threads(threads)
     try:

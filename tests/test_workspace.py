@@ -32,8 +32,8 @@ def rounded(nbytes):
 
 def allocations(monkeypatch):
     """The sizes that are allocated from now on."""
-    made, allocate = [], workspace._Chunk
-    monkeypatch.setattr(workspace, "_Chunk", lambda capacity: (made.append(capacity), allocate(capacity))[1])
+    made, allocate = [], workspace.Chunk
+    monkeypatch.setattr(workspace, "Chunk", lambda capacity: (made.append(capacity), allocate(capacity))[1])
     return made
 
 
@@ -155,14 +155,14 @@ def test_peak():
 
 def test_idle_memory_is_freed_before_there_is_none(monkeypatch):
     workspace.take(1 << 20)
-    allocate = workspace._Chunk
+    allocate = workspace.Chunk
 
     def scarce(capacity):
         if workspace._pool._idle_bytes:
             raise MemoryError
         return allocate(capacity)
 
-    monkeypatch.setattr(workspace, "_Chunk", scarce)
+    monkeypatch.setattr(workspace, "Chunk", scarce)
     block = workspace.take(1 << 10)
     assert workspace.usage() == workspace.Usage(in_use=1 << 10, idle=0, peak=1 << 20)
     del block

@@ -15,7 +15,7 @@ from ..engine.call import NOT_A_VALUE
 from ..engine.errors import InputError
 from ..engine.op import Op
 from ..engine.stand_in import stand_ins, standing_in
-from ..engine.tape import Leaf, Node, Part, Storage, here, take_number
+from ..engine.tape import Node, Part, here, take_number
 from ..engine.tensor import Tensor
 from ..engine.tree import Array, flatten, unflatten
 from ..kernels.compiler import usable
@@ -48,7 +48,8 @@ class Plan:
     def __init__(self, traced: Traced, program: Program, title: str, captures: Captures) -> None:
         self.program = program
         values = traced.tape.values
-        self.leaves = Leaves(program, [values[key].dtype for key in (*traced.carry_out, *traced.ys)])
+        dtypes = [values[key].dtype for key in (*traced.carry_out, *traced.ys)]
+        self.leaves = Leaves(program, dtypes, len(traced.xs))
         self.kernels = (Compiled if usable() else Plain)(program, title)
         self.title = title
         self.op = Op(lambda *values: values, f"scan({title})", "general", True, False)
@@ -56,7 +57,6 @@ class Plan:
         self.op.takes_none, self.op.sources = True, (NOT_A_VALUE, NOT_A_VALUE)
         self.op.differentiable_rule = _differentiable_rule  # pyright: ignore[reportAttributeAccessIssue]
         self.y_tree = _skeleton(traced.y_tree)
-        self.inputs = len(traced.xs)
         self.tracked = [key is not None for key in (*traced.carry_seeds, *traced.output_seeds)]
         lifted = {v.index: v.args[0].recipe.captured for v in program.inputs if v.kind == "fixed"}
         self.outside: list[Any] = [*program.captured_gradients, *(lifted[i] for i in program.fixed_gradients)]
@@ -312,11 +312,9 @@ class _Scan:
         plan = ready.plan
         parents = tuple([x.node for x in (*carries, *inputs, *ready.outside)])
         self.from_init = any(parents[: len(carries)])  # whether a gradient of init is wanted
-        storages: list[Storage | None] = []
-        for x in (*carries, *inputs, *ready.tensors):
-            storages.append(x.node.storage if isinstance(x.node, Leaf) else x.storage)
+        watched = tuple([x.storage for x in (*carries, *inputs, *ready.tensors)])
         shapes, dtypes = tuple([a.shape for a in arrays]), tuple([a.dtype for a in arrays])
-        node = Node(take_number(), plan.op, parents, (self, saved), shapes, dtypes, tuple(storages), context.step)
+        node = Node(take_number(), plan.op, parents, (self, saved), shapes, dtypes, watched, context.step)
         results = [Tensor.of(a, Part(node, i) if plan.tracked[i] else None) for i, a in enumerate(arrays)]
         if context.tape is not None:
             context.tape.append(node, (), {}, tuple(results))
@@ -329,18 +327,14 @@ class _Scan:
 
     def rule(self, gradients: tuple[Any, ...], saved: Any) -> tuple[Any, ...]:
         plan, backward = self.ready.plan, self.ready.kernels.backward
-        leaves, program = plan.leaves, plan.program
+        leaves = plan.leaves
         carries, ys = gradients[: leaves.count], gradients[leaves.count :]
         if not leaves.plain:
             carries, ys = leaves.enter_gradients(carries, ys, saved.rows)
         arguments = saved, carries, ys, self.reverse, self.from_init
         found = backward(*arguments) if "backward" in plan.ran else plan.first("backward", backward, *arguments)
-        dinit, dxs, dfixed, sums = found
-        return (
-            *leaves.leave_gradients(dinit, dxs, plan.inputs),
-            *[sums[k] for k in program.captured_gradients],
-            *[dfixed[i] for i in program.fixed_gradients],
-        )
+        dinit, dxs, sums, dfixed = found
+        return (*leaves.leave_gradients(dinit, dxs), *sums, *dfixed)
 
     def differentiable_rule(self, node: Node, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
         """Run the loop again as it is defined, and walk that."""

@@ -2,7 +2,7 @@
 
 A stretch of steps is run as a scan by itself, on the same kernels and on slices of the same arrays; only the first of
 all steps starts from what the user gave. Stretches begin where blocks of steps do in a run over all steps (see
-`Compiled.block`), and sums over steps go on from what later stretches have left. So every number is made by the same
+`Forms.block`), and sums over steps go on from what later stretches have left. So every number is made by the same
 operations in the same order, and is the same to the last bit.
 """
 
@@ -33,13 +33,13 @@ def plan_of(kernels: Compiled, checkpoint: Any, steps: int, rows: int) -> Plan:
     InputError
         If that is a plan for another number of steps, or a budget that is too small.
     """
-    count = kernels.thread_count(steps, rows)
-    multiple = min(steps, kernels.block("backward", rows, count))
-    per_step = sum(space.bytes_per_step for space in kernels.spaces("forward", 1, rows, count))
+    count = kernels.forms.thread_count(steps, rows)
+    multiple = min(steps, kernels.forms.block("backward", rows, count))
+    per_step = sum(space.bytes_per_step for space in kernels.forms.spaces("forward", 1, rows, count))
 
     def beside(leaf: int) -> int:
         """Bytes of working memory that are neither for each step nor for stored states."""
-        forward, backward = (kernels.spaces(name, leaf, rows, count) for name in ("forward", "backward"))
+        forward, backward = (kernels.forms.spaces(name, leaf, rows, count) for name in ("forward", "backward"))
         pads = [sum(0 if s.keeps_pads else _whole(s.temporary.nbytes) for s in half) for half in (forward, backward)]
         return sum(_whole(s.history.nbytes) for s in forward) - leaf * per_step + max(pads)
 
@@ -78,7 +78,7 @@ class Checkpointed:
         dys: Sequence[Array | None],
         reverse: bool = False,
         from_init: bool = True,
-    ) -> tuple[list[Array | None], dict[int, Array], dict[int, Array], dict[Any, Array]]:
+    ) -> tuple[list[Array | None], list[Array], list[Array], list[Array]]:
         """As `Compiled.backward`."""
         if self.last is None:  # the records are walked once more
             self._begin(run)
@@ -91,7 +91,7 @@ class Checkpointed:
             self.last = None  # with the state that it began from
             self.last = self._to_leaf(run)
         self._end()
-        return found, *self.kernels.end_back(run, dxs, gradients)
+        return found, dxs, self.kernels.end_back(run, gradients), gradients.fixed
 
     def kept_buffers(self) -> dict[int, int]:
         """As `Run.kept_buffers`."""
@@ -104,7 +104,7 @@ class Checkpointed:
         self.actions: Iterator[revolve.Action] = self.plan.actions()
         self.slots: dict[int, tuple[workspace.Block, list[Array]]] = {}
         self.carry: list[Array] = run.init
-        spaces = self.kernels.spaces("forward", self.plan.leaf, run.rows, run.threads)
+        spaces = self.kernels.forms.spaces("forward", self.plan.leaf, run.rows, len(run.form.shares.layouts))
         self.history = [workspace.take(space.history.nbytes or ALIGN) for space in spaces]
 
     def _end(self) -> None:

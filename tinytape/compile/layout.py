@@ -6,6 +6,7 @@ arrays or blocks of memory that a run uses (a *base*), and a distance from it.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -111,7 +112,7 @@ class Space:
         memory.add("scratch", scratch)
         return memory
 
-    def row_before(self, block: workspace.Block, value: Value) -> Array:
+    def row_before(self, block: workspace.Block | workspace.Chunk, value: Value) -> Array:
         """Where in its history a leaf of the carry lies before the first step."""
         size = self.rows * value.size * self.item
         return block.view(self.program.dtype, (self.rows, *value.shape), self.history.offsets[value] - size)
@@ -141,8 +142,6 @@ class Layout(Space):
     ) -> None:
         vars(self).update(vars(space))
         self.start, self.total_rows, self.bases, self.strides = start, total_rows, bases, strides
-        self.pads: list[Pad] = []
-        self.adjoints: dict[Any, list[Layout]] = {}  # of a forward run's first thread: those of its adjoint
         self.history_bytes = self.history.nbytes or ALIGN
         entries = [self._entry(entry) for entry in kernel.entries]
         bases_of_entries = [(i, base) for i, (base, _) in enumerate(entries) if base is not None]
@@ -157,32 +156,16 @@ class Layout(Space):
         self.numbers = np.concatenate([np.asarray(part, np.int64) for part in parts])  # for `kernels.table.addressed`
         self.address = address_of(self.numbers)
 
-    def borrow(self, parts: Sequence[Value] = ()) -> Pad:
-        """Memory for a run, to be given back."""
-        pad = self.pads.pop() if self.pads else Pad(self, parts)
-        if pad.block is None:
-            pad.fill(self)
-        return pad
-
-    def give_back(self, pad: Pad) -> None:
-        """Small ones are kept here; of others the memory goes to the pool."""
-        if not self.keeps_pads:
-            pad.empty()
-        if len(self.pads) < 2:
-            self.pads.append(pad)
-        else:
-            pad.empty()
-
-    def last(self, block: workspace.Block, value: Value) -> Array:
+    def last(self, block: workspace.Block | workspace.Chunk, value: Value) -> Array:
         """A leaf of the carry that lies by itself, after the last step, for a moment."""
         where, step = (self.history, self.steps - 1) if self.training else (self.temporary, self.steps & 1)
         offset = where.offsets[value] + step * self.rows * value.size * self.item
         return block.view(self.dtype, (self.rows, *value.shape), offset)
 
-    def clear_rings(self, block: workspace.Block) -> None:
+    def clear_rings(self, pad: Pad) -> None:
         """No gradient comes back through the carry."""
         offset, nbytes = self.rings
-        block.view(np.uint8, (nbytes,), offset)[:] = 0
+        ctypes.memset(pad.address + offset, 0, nbytes)
 
     def ring(self, block: workspace.Block, i: int, step: int) -> Array:
         """The gradient of a leaf of the carry, one of two halves for two steps, for a moment."""

@@ -42,14 +42,19 @@ class Leaves:
     program : Program
     dtypes : sequence of dtype
         Of the carry's leaves and then of the outputs.
+    inputs : int
+        How many there are.
     """
 
-    def __init__(self, program: Program, dtypes: Sequence[np.dtype[Any]]) -> None:
+    def __init__(self, program: Program, dtypes: Sequence[np.dtype[Any]], inputs: int) -> None:
         self.program, self.dtypes = program, list(dtypes)
         self.count = len(program.carries)
         shared = program.shared_carries or program.shared_outputs or program.shared_inputs
         self.plain = not shared and all(dtype == program.dtype for dtype in self.dtypes)
         """Whether a user knows them as kernels do."""
+        self.inputs: list[int | None] = [None] * inputs  # which of the gradients of inputs is theirs
+        for at, i in enumerate(program.input_gradients):
+            self.inputs[i] = at
 
     def rows(self, carries: Sequence[Array]) -> int:
         """The number of batch rows."""
@@ -84,17 +89,17 @@ class Leaves:
             ys[i] = _in_first_row(ys[i], 1, rows)
         return carries, ys
 
-    def leave_gradients(self, carries: list[Array | None], inputs: dict[int, Array], number: int) -> list[Any]:
-        """The gradients of the first carry and of all `number` inputs, None for those that have none."""
-        program = self.program
+    def leave_gradients(self, carries: list[Array | None], given: list[Array]) -> list[Array | None]:
+        """The gradients of the first carry and of all inputs, None for those that have none."""
+        inputs = [None if at is None else given[at] for at in self.inputs]
         if self.plain:
-            return [*carries, *[inputs.get(i) for i in range(number)]]
-        found: list[Any] = list(carries)
+            return [*carries, *inputs]
+        program = self.program
+        found: list[Array | None] = list(carries)
         for i in program.shared_carries:
             a = carries[i]
             found[i] = None if a is None else np.asarray(a.sum(0))
-        for i in range(number):
-            a = inputs.get(i)
+        for i, a in enumerate(inputs):
             found.append(a.sum(1) if a is not None and i in program.shared_inputs else a)
         return found
 

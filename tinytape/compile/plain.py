@@ -86,8 +86,8 @@ class Plain:
         dys: Sequence[Array | None],
         reverse: bool = False,
         from_init: bool = True,
-    ) -> tuple[list[Array | None], dict[int, Array], dict[int, Array], dict[Any, Array]]:
-        """Gradients for init, xs (by leaf), fixed inputs, and captured tensors (by key)."""
+    ) -> tuple[list[Array | None], list[Array], list[Array], list[Array]]:
+        """Gradients for init, and for those of xs, captured tensors and fixed inputs that have one."""
         program, weights = self.program, self._weights(saved.invariants)
         order = range(saved.steps)[:: -1 if reverse else 1]
         outputs = [
@@ -101,14 +101,12 @@ class Plain:
         each = [tuple(g[t] for g in outputs) for t in order]
         run = self.module["backward"]
         dinit, dxs, shares, sums = run(saved.tape, last, each, saved.xs, saved.fixed, weights)
-        results: dict[int, Array] = {}
-        for at, (i, value) in enumerate(program.input_gradients.items()):
-            results[i] = np.empty((saved.steps, saved.rows, *value.shape), self.dtype)
-            for t, row in zip(order, dxs, strict=True):
-                results[i][t] = row[at]
+        results = [np.empty((saved.steps, saved.rows, *v.shape), self.dtype) for v in program.input_gradients.values()]
+        for t, row in zip(order, dxs, strict=True):
+            for result, dx in zip(results, row, strict=True):
+                result[t] = dx
         known = {**saved.invariants, **dict(zip(self.phases.sums, sums, strict=True))}
-        dfixed = dict(zip(program.fixed_gradients, shares, strict=True))
-        return list(dinit), results, dfixed, finish(program, self.phases.post, known)
+        return list(dinit), results, finish(program, self.phases.post, known), list(shares)
 
     def _weights(self, invariants: dict[Value, Array]) -> list[Array]:
         return [a.astype(self.dtype, copy=False) for a in invariants.values()]

@@ -46,8 +46,8 @@ class Invariants(dict[Value, Array]):
         return found
 
 
-def finish(program: Program, post: list[Value], known: dict[Value, Array]) -> dict[Any, Array]:
-    """The gradients of captured tensors, by key.
+def finish(program: Program, post: list[Value], known: dict[Value, Array]) -> list[Array]:
+    """The gradients of captured tensors.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def finish(program: Program, post: list[Value], known: dict[Value, Array]) -> di
     """
     for value in post:
         known[value] = _computed(value, known)
-    return {key: known[value] for key, value in program.captured_gradients.items()}
+    return [known[value] for value in program.captured_gradients.values()]
 
 
 def _computed(value: Value, known: dict[Value, Array]) -> Array:

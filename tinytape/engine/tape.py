@@ -199,10 +199,12 @@ def unbroadcast(gradient: Any, shape: tuple[int, ...]) -> Any:
 _by_number = attrgetter("number")
 
 
-def reachable(roots: Collection[Node], inputs: Collection[Node] | None = None, ends: bool = False) -> list[Node]:
+def reachable(
+    roots: Collection[Node], inputs: Collection[Node] | None = None, ends: bool = False, leaves: bool = True
+) -> list[Node]:
     """The nodes that `roots` were computed from, oldest first; of those, only what leads to `inputs`.
 
-    With `ends`, what lies behind an input is not looked at.
+    With `ends`, what lies behind an input is not looked at. Without `leaves`, those are left out.
 
     Raises
     ------
@@ -210,7 +212,8 @@ def reachable(roots: Collection[Node], inputs: Collection[Node] | None = None, e
         If a node was freed by an earlier walk, or memory that its rule needs was written since.
     """
     ended = set(inputs or ()) if ends else set[Node]()
-    nodes = [root for root in roots if root not in ended]
+    left_out = None if leaves else Leaf
+    nodes = [root for root in roots if root not in ended and root.__class__ is not left_out]
     seen = ended.union(nodes)
     for node in nodes:  # grows while it is walked
         parents = node.parents
@@ -221,7 +224,7 @@ def reachable(roots: Collection[Node], inputs: Collection[Node] | None = None, e
                 if storage is not None and storage.written > node.number:
                     raise TapeError(*_overwritten(node, storage))
         for parent in parents:
-            if parent is not None and parent not in seen:
+            if parent is not None and parent.__class__ is not left_out and parent not in seen:
                 seen.add(parent)
                 nodes.append(parent)
     nodes.extend(ended)
@@ -244,9 +247,14 @@ _ALONE = _count_of_one()
 """What `sys.getrefcount` says of an object that one variable holds and nothing else."""
 
 
-def _is_plain(array: Any) -> bool:
-    """Whether it is no view of another array, and in C order; what lies in a block of memory of ours is no view."""
-    return array.ndim > 0 and not isinstance(array.base, np.ndarray) and array.flags.carray
+def _own(gradient: Any, alone: bool) -> Any:
+    """A gradient as the caller's own: it, if nobody else has it, it is in C order and it is no view of another array.
+
+    What lies in a block of memory of ours is no view.
+    """
+    if alone and gradient.ndim and not isinstance(gradient.base, np.ndarray) and gradient.flags.carray:
+        return gradient
+    return np.array(gradient, order="C")
 
 
 def walk(
@@ -278,7 +286,7 @@ def walk(
     dict of Node to gradient
         Arrays are the caller's own: shared with nobody, in C order.
     """
-    nodes = reachable(seeds, inputs, ends)
+    nodes = reachable(seeds, inputs, ends, leaves=inputs is not None)
     leading: set[Node] | None = None if inputs is None else set(nodes)
     gradients: dict[Node, Any] = dict(seeds)
     owned: set[Node] = set()  # whose gradient is a sum that this walk allocated, and may add to in place
@@ -291,11 +299,9 @@ def walk(
             continue
         if node.hooks is not None and not (ends and inputs is not None and node in inputs):
             gradient = run_hooks(node, gradient)
-        if node in inputs if inputs is not None else type(node) is Leaf:
+        if inputs is not None and node in inputs:
             alone = sys.getrefcount(gradient) <= _ALONE or (node in owned and node.hooks is None)
-            found[node] = (
-                gradient if differentiable or (alone and _is_plain(gradient)) else np.array(gradient, order="C")
-            )
+            found[node] = gradient if differentiable else _own(gradient, alone)
             if ends or leading is None or leading.isdisjoint(node.parents or ()):
                 continue  # nothing that is wanted lies behind it
         op = node.op
@@ -347,6 +353,12 @@ def walk(
                 if not differentiable:
                     owned.add(parent)
         results = result = None  # what a rule made then belongs to `gradients` alone
+    while gradients:  # what is left has arrived at leaves
+        node, gradient = gradients.popitem()
+        if node.hooks is not None:
+            gradient = run_hooks(node, gradient)
+        alone = sys.getrefcount(gradient) <= _ALONE or (node in owned and node.hooks is None)
+        found[node] = gradient if differentiable else _own(gradient, alone)
     return found
 
 

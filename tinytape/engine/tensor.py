@@ -210,7 +210,8 @@ class Tensor(Operators):
             If nothing was recorded, if the records were freed by an earlier walk, or if values that they kept
             were written since. Nothing is changed then.
         """
-        seeds = {_tracked(self, "backward"): _seed(self, gradient, "backward", create_graph)}
+        node = self.node or _tracked(self, "backward")
+        seeds = {node: _seed(self, gradient, "backward", create_graph)}
         context = here.context
         was, context.recording = context.recording, create_graph
         try:
@@ -537,8 +538,8 @@ def _seed(target: Tensor, seed: Any, what: str, create_graph: bool) -> Any:
             )
         seed = np.ones(target.shape, target.dtype)
     else:
-        found = seed.shape if isinstance(seed, Tensor) else np.shape(seed)
-        if found != target.shape:
+        found = seed.shape if is_array(seed) or isinstance(seed, Tensor) else np.shape(seed)
+        if found != target.raw.shape:
             raise ShapeError(
                 f"{what}: gradient has shape {found}, the tensor has {target.shape}.", "pass one of the same shape."
             )

@@ -19,10 +19,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Block", "Usage", "reset_peak", "set_workspace_limit", "take", "usage"]
+from .address import address_of
+
+__all__ = ["Block", "Chunk", "Usage", "reset_peak", "set_workspace_limit", "take", "take_any", "usage"]
 
 ALIGNMENT = 64
 """Bytes: a cache line, and the widest vector."""
+
+LEAST = 1 << 17
+"""Bytes: less than that is as soon had from malloc."""
 
 _SMALL, _MANY = 1 << 20, 8  # bytes, blocks
 
@@ -43,16 +48,20 @@ def _capacity(nbytes: int) -> int:
     return -(-least // step) * step
 
 
-class _Chunk:
-    """Memory, and its address, which NumPy takes a microsecond to tell."""
+class Chunk:
+    """Memory that begins at a cache line."""
 
-    __slots__ = ("address", "memory", "size", "skip")
+    __slots__ = ("address", "memory", "nbytes", "skip")
 
-    def __init__(self, size: int) -> None:
-        self.memory, self.size = np.empty(size + ALIGNMENT, np.uint8), size
-        start: int = self.memory.ctypes.data
+    def __init__(self, nbytes: int) -> None:
+        self.memory, self.nbytes = np.empty(nbytes + ALIGNMENT, np.uint8), nbytes
+        start = address_of(self.memory)
         self.skip = -start % ALIGNMENT
         self.address = start + self.skip
+
+    def view(self, dtype: npt.DTypeLike, shape: Sequence[int], offset: int = 0) -> npt.NDArray[Any]:
+        """An array in this memory, in C order, which begins at an offset of so many bytes."""
+        return np.ndarray(shape, dtype, self.memory, self.skip + offset)
 
 
 @dataclass(frozen=True)
@@ -83,12 +92,12 @@ class _Pool:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self._returned: deque[tuple[_Chunk, int]] = deque()
-        self._idle: dict[int, list[_Chunk]] = {}
+        self._returned: deque[tuple[Chunk, int]] = deque()
+        self._idle: dict[int, list[Chunk]] = {}
         self._idle_bytes = self._in_use = self._peak = 0
         self._limit = _default_limit()
 
-    def take(self, nbytes: int, asked: int) -> _Chunk:
+    def take(self, nbytes: int, asked: int) -> Chunk:
         """Memory of at least `nbytes`, of which `asked` count."""
         capacity = _capacity(nbytes)
         with self.lock:
@@ -104,17 +113,17 @@ class _Pool:
             return chunk
         try:
             try:
-                return _Chunk(capacity)
+                return Chunk(capacity)
             except MemoryError:  # what lies idle may be just what is missing
                 self.locked(lambda: self._shrink(0))
-                return _Chunk(capacity)
+                return Chunk(capacity)
         except BaseException:
             self.locked(lambda: self._give_up(asked))
             raise
 
-    def put(self, chunk: _Chunk, asked: int) -> None:
+    def put(self, chunk: Chunk, asked: int) -> None:
         self._returned.append((chunk, asked))
-        if chunk.size > _SMALL or len(self._returned) > _MANY:  # a few small ones may wait for the next who comes
+        if chunk.nbytes > _SMALL or len(self._returned) > _MANY:  # a few small ones may wait for the next who comes
             self._settle_if_free()
 
     def usage(self) -> Usage:
@@ -146,14 +155,14 @@ class _Pool:
         while self._returned:
             chunk, asked = self._returned.popleft()
             self._in_use -= asked
-            alike = self._idle.pop(chunk.size, None) or []
+            alike = self._idle.pop(chunk.nbytes, None) or []
             alike.append(chunk)
-            self._idle[chunk.size] = alike
-            self._idle_bytes += chunk.size
+            self._idle[chunk.nbytes] = alike
+            self._idle_bytes += chunk.nbytes
             if self._idle_bytes > self._limit:
                 self._shrink(self._limit)
 
-    def _reuse(self, capacity: int) -> _Chunk | None:
+    def _reuse(self, capacity: int) -> Chunk | None:
         """Idle memory of this class, or, so that shorter batches do with that of longer ones, up to twice as large."""
         size = capacity
         while size not in self._idle:
@@ -213,7 +222,7 @@ class Block:
     __slots__ = ("address", "nbytes", "_asked", "_chunk", "__weakref__")
 
     def __init__(self, nbytes: int, counted: bool = True) -> None:
-        self._chunk: _Chunk | None = None
+        self._chunk: Chunk | None = None
         self.nbytes, self._asked = nbytes, nbytes + -nbytes % ALIGNMENT if counted else 0
         self._chunk = _pool.take(nbytes, self._asked)
         self.address: int = self._chunk.address
@@ -238,8 +247,7 @@ class Block:
     def view(self, dtype: npt.DTypeLike, shape: Sequence[int], offset: int = 0) -> npt.NDArray[Any]:
         """As `array`, for a moment: it does not keep the block."""
         assert self._chunk is not None
-        chunk = self._chunk
-        return np.ndarray(shape, dtype, chunk.memory, chunk.skip + offset)
+        return self._chunk.view(dtype, shape, offset)
 
     def release(self) -> None:
         """Give the memory back now. Arrays in it must not be used any more; a second release does nothing."""
@@ -267,6 +275,11 @@ def take(nbytes: int, counted: bool = True) -> Block:
         If there is not so much, even after all idle memory was freed.
     """
     return Block(nbytes, counted)
+
+
+def take_any(nbytes: int) -> Block | Chunk:
+    """As `take`; little memory is not of the pool, which takes longer than a small kernel."""
+    return Block(nbytes) if nbytes >= LEAST else Chunk(nbytes)
 
 
 def set_workspace_limit(nbytes: int) -> None:
