@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from operator import is_
-from typing import Any, cast
+from operator import attrgetter, is_
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -40,23 +40,26 @@ MOST = 512  # plans that are kept
 _plans: OrderedDict[Any, Plan | NotLowerable] = OrderedDict()
 _told: set[Any] = set()
 _BRANCHES = (dict, list, tuple)
+_node, _storage, _shape = attrgetter("node"), attrgetter("storage"), attrgetter("shape")
 
 
 class Plan:
     """The kernels for a step, and where its tensors are found."""
 
-    def __init__(self, traced: Traced, program: Program, title: str, captures: Captures) -> None:
+    def __init__(
+        self, traced: Traced, program: Program, title: str, captures: Captures, init_tree: Any, xs_tree: Any
+    ) -> None:
         self.program = program
         values = traced.tape.values
-        dtypes = [values[key].dtype for key in (*traced.carry_out, *traced.ys)]
-        self.leaves = Leaves(program, dtypes, len(traced.xs))
+        self.dtypes = tuple([values[key].dtype for key in (*traced.carry_out, *traced.ys)])
+        self.leaves = Leaves(program, self.dtypes, len(traced.xs))
         self.kernels = (Compiled if usable() else Plain)(program, title)
         self.title = title
         self.op = Op(lambda *values: values, f"scan({title})", "general", True, False)
         self.op.rule = _rule
         self.op.takes_none, self.op.sources = True, (NOT_A_VALUE, NOT_A_VALUE)
         self.op.differentiable_rule = _differentiable_rule  # pyright: ignore[reportAttributeAccessIssue]
-        self.y_tree = _skeleton(traced.y_tree)
+        self.init_tree, self.xs_tree, self.y_tree = init_tree, xs_tree, _skeleton(traced.y_tree)
         self.tracked = [key is not None for key in (*traced.carry_seeds, *traced.output_seeds)]
         lifted = {v.index: v.args[0].recipe.captured for v in program.inputs if v.kind == "fixed"}
         self.outside: list[Any] = [*program.captured_gradients, *(lifted[i] for i in program.fixed_gradients)]
@@ -96,6 +99,8 @@ def attempt(
     f: Callable[[Any, Any], Any],
     init: Any,
     xs: Any,
+    carries: list[Tensor],
+    inputs: list[Tensor],
     steps: int,
     reverse: bool,
     eager: Callable[..., Any],
@@ -105,8 +110,8 @@ def attempt(
 
     Parameters
     ----------
-    f, init, xs, steps, reverse
-        As `scan` has checked them: init and xs are nests of Tensors.
+    f, init, xs, carries, inputs, steps, reverse
+        As `scan` has checked them: of init and xs the structure counts, their leaves are `carries` and `inputs`.
     eager : callable
         ``eager(f, init, xs, steps, reverse)``, the definition, for gradients that are themselves differentiated.
     checkpoint : int, str or Plan, optional
@@ -119,7 +124,6 @@ def attempt(
     context = here.context
     if context.rule is not None or (context.tape is not None and keeps_calls(context.tape)):
         return None
-    carries, inputs = flatten(init), flatten(xs)
     plan, captures = plan_for(f, init, xs, carries, inputs)
     if isinstance(plan, NotLowerable):
         return plan
@@ -130,7 +134,7 @@ def attempt(
         chosen = plan_of(kernels, checkpoint, steps, plan.leaves.rows([x.raw for x in carries]))
         kernels = Checkpointed(kernels, chosen) if chosen.slots else kernels
     ready = Ready(plan, kernels, plan.captured(captures))
-    results = ready.run(f, init, xs, carries, inputs, steps, reverse, eager)
+    results = ready.run(f, carries, inputs, steps, reverse, eager)
     count = len(carries)
     return unflatten(init, results[:count]), unflatten(plan.y_tree, results[count:])
 
@@ -149,18 +153,19 @@ class Ready:
         raws = [t.raw for t in self.tensors]
         written = [-1 if t.storage is None else t.storage.written for t in self.tensors]
         were, then, made = self.known  # at once: another thread may be changing them
-        if written != then or not all(map(is_, raws, were)) or len(raws) < len(self.captured):
-            made = Invariants(self.captured)  # an array may also change unseen
+        if len(raws) < len(self.captured):  # an array may also change unseen
+            return Invariants(self.captured)
+        if written != then or not all(map(is_, raws, were)):
+            made = Invariants(self.captured)
+            _share(made, self.plan.program, self.tensors, raws, written)
             self.known = raws, written, made
         return made
 
     def run(
         self,
         f: Callable[[Any, Any], Any],
-        init: Any,
-        xs: Any,
-        carries: list[Tensor],
-        inputs: list[Tensor],
+        carries: Sequence[Tensor],
+        inputs: Sequence[Tensor],
         steps: int,
         reverse: bool,
         eager: Callable[..., Any],
@@ -176,12 +181,36 @@ class Ready:
         arrays = [*finals, *ys] if leaves.plain else leaves.leave(finals, ys)
         if not plan.program.carry_seeds:
             return [Tensor.of(a) for a in arrays]
-        scan = _Scan(self, f, init, xs, steps, reverse, eager)
-        return scan.record(carries, inputs, arrays, saved)
+        return _Scan(self, f, carries, inputs, steps, reverse, eager).record(arrays, saved)
+
+
+def _share(
+    invariants: Invariants, program: Program, tensors: list[Tensor], raws: list[Array], written: list[int]
+) -> None:
+    """Let them have what was made for the last scan of the program on the same weights, which keep it."""
+    storage = tensors[0].storage if tensors else None
+    if storage is None:
+        return
+    if storage.derived is None:
+        storage.derived = {}
+    last: _Made | None = storage.derived.get("made")
+    if last is not None and last.program is program and last.written == written and all(map(is_, last.raws, raws)):
+        invariants.made = last.made
+    else:
+        storage.derived["made"] = _Made(program, raws, written, invariants.made)
+
+
+class _Made(NamedTuple):
+    """What was made of weights for a program. It holds no tensor, or the storage that keeps it would never go."""
+
+    program: Program
+    raws: list[Array]
+    written: list[int]
+    made: dict[Any, Any]
 
 
 def plan_for(
-    f: Callable[[Any, Any], Any], init: Any, xs: Any, carries: list[Tensor], inputs: list[Tensor]
+    f: Callable[[Any, Any], Any], init: Any, xs: Any, carries: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> tuple[Plan | NotLowerable, Captures]:
     """The kernels for a step on inputs like these, whose leaves are `carries` and `inputs`: as kept, or made now."""
     captures = look_through(f)
@@ -196,7 +225,7 @@ def plan_for(
     )
     plan = _plans.get(key)
     if plan is None or (isinstance(plan, NotLowerable) and not captures.complete):
-        plan = _make(f, init, xs, captures, recording)
+        plan = _make(f, init, xs, carries, inputs, captures, recording)
         if isinstance(plan, NotLowerable) or plan.reusable:
             _plans[key] = plan
             while len(_plans) > MOST:
@@ -204,18 +233,27 @@ def plan_for(
     return plan, captures
 
 
-def explain(f: Callable[[Any, Any], Any], init: Any, xs: Any) -> Explanation:
-    """What `attempt` would run; init and xs are nests of Tensors."""
-    plan, _ = plan_for(f, init, xs, flatten(init), flatten(xs))
+def explain(
+    f: Callable[[Any, Any], Any], init: Any, xs: Any, carries: list[Tensor], inputs: list[Tensor]
+) -> Explanation:
+    """What `attempt` would run."""
+    plan, _ = plan_for(f, init, xs, carries, inputs)
     if isinstance(plan, NotLowerable):
         return Explanation(_title(f), str(plan))
     return Explanation(plan.title, None, plan.kernels.plan, plan.kernels.dims)
 
 
-def price(f: Callable[[Any, Any], Any], init: Any, xs: Any, steps: int, checkpoint: Any) -> Budgeted | None:
+def price(
+    f: Callable[[Any, Any], Any],
+    init: Any,
+    xs: Any,
+    carries: list[Tensor],
+    inputs: list[Tensor],
+    steps: int,
+    checkpoint: Any,
+) -> Budgeted | None:
     """What `attempt` would keep; None where it would not be kernels that keep it."""
-    carries = flatten(init)
-    plan, _ = plan_for(f, init, xs, carries, flatten(xs))
+    plan, _ = plan_for(f, init, xs, carries, inputs)
     if isinstance(plan, NotLowerable) or not isinstance(plan.kernels, Compiled) or not plan.program.carry_seeds:
         return None
     return plan_of(plan.kernels, checkpoint, steps, plan.leaves.rows([x.raw for x in carries]))
@@ -231,9 +269,16 @@ def _form(tree: Any) -> Any:
     return branch.__class__, *[_form(item) for item in branch]
 
 
-def _make(f: Any, init: Any, xs: Any, captures: Captures, recording: bool) -> Plan | NotLowerable:
-    carries, inputs = flatten(init), flatten(xs)
-    floats = [x.dtype for x in carries if x.dtype.kind == "f"]
+def _make(
+    f: Any,
+    init: Any,
+    xs: Any,
+    carries: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    captures: Captures,
+    recording: bool,
+) -> Plan | NotLowerable:
+    floats: list[Any] = [x.dtype for x in carries if x.dtype.kind == "f"]
     odd = any(x.dtype not in (*floats[:1], np.bool_) for x in carries)
     if not floats or odd or floats[0] not in (np.float32, np.float64):
         dtypes = ", ".join(str(x.dtype) for x in carries) or "nothing"
@@ -243,7 +288,7 @@ def _make(f: Any, init: Any, xs: Any, captures: Captures, recording: bool) -> Pl
     wanted_carry = [recording and x.dtype.kind == "f" for x in carries]
     likely, *others = readings([x.shape for x in carries], [x.shape[1:] for x in inputs])
     try:
-        traced = trace(f, init, first, wanted_carry, wanted, recording, likely[1])
+        traced = trace(f, unflatten(init, carries), first, wanted_carry, wanted, recording, likely[1])
     except NotLowerable as reason:
         return reason
     if (
@@ -255,7 +300,8 @@ def _make(f: Any, init: Any, xs: Any, captures: Captures, recording: bool) -> Pl
     reason: NotLowerable | None = None
     for rows, shared in (likely, *others):
         try:
-            return Plan(traced, lower(traced, np.dtype(floats[0]), rows, shared), _title(f), captures)
+            program = lower(traced, np.dtype(floats[0]), rows, shared)
+            return Plan(traced, program, _title(f), captures, _skeleton(init), _skeleton(xs))
         except NotLowerable as error:
             reason = reason or error
     assert reason is not None
@@ -297,24 +343,41 @@ def _differentiable_rule(node: Node, gradients: tuple[Any, ...]) -> tuple[Any, .
 class _Scan:
     """One compiled run, as an op with a result for each leaf of the carry and of ys."""
 
-    __slots__ = ("eager", "f", "from_init", "init", "ready", "reverse", "stand_ins", "steps", "xs")
+    __slots__ = ("carries", "eager", "f", "from_init", "inputs", "ready", "reverse", "stand_ins", "steps")
 
     def __init__(
-        self, ready: Ready, f: Any, init: Any, xs: Any, steps: int, reverse: bool, eager: Callable[..., Any]
+        self,
+        ready: Ready,
+        f: Any,
+        carries: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        steps: int,
+        reverse: bool,
+        eager: Callable[..., Any],
     ) -> None:
-        self.ready, self.f, self.init, self.xs, self.steps, self.reverse = ready, f, init, xs, steps, reverse
+        self.ready, self.f, self.carries, self.inputs, self.steps, self.reverse = (
+            ready, f, carries, inputs, steps, reverse,
+        )  # fmt: skip
         self.eager, self.stand_ins = eager, stand_ins()
 
-    def record(
-        self, carries: list[Tensor], inputs: list[Tensor], arrays: list[Array], saved: Run | Rows
-    ) -> list[Tensor]:
-        context, ready = here.context, self.ready
+    @property
+    def init(self) -> Any:
+        """The carry before the first step, as the function takes it."""
+        return unflatten(self.ready.plan.init_tree, self.carries)
+
+    @property
+    def xs(self) -> Any:
+        """All inputs, as the function takes one of them."""
+        return unflatten(self.ready.plan.xs_tree, self.inputs)
+
+    def record(self, arrays: list[Array], saved: Run | Rows) -> list[Tensor]:
+        context, ready, carries, inputs = here.context, self.ready, self.carries, self.inputs
         plan = ready.plan
-        parents = tuple([x.node for x in (*carries, *inputs, *ready.outside)])
+        parents = tuple(map(_node, (*carries, *inputs, *ready.outside)))
         self.from_init = any(parents[: len(carries)])  # whether a gradient of init is wanted
-        watched = tuple([x.storage for x in (*carries, *inputs, *ready.tensors)])
-        shapes, dtypes = tuple([a.shape for a in arrays]), tuple([a.dtype for a in arrays])
-        node = Node(take_number(), plan.op, parents, (self, saved), shapes, dtypes, watched, context.step)
+        watched = tuple(map(_storage, (*carries, *inputs, *ready.tensors)))
+        shapes = tuple(map(_shape, arrays))
+        node = Node(take_number(), plan.op, parents, (self, saved), shapes, plan.dtypes, watched, context.step)
         results = [Tensor.of(a, Part(node, i) if plan.tracked[i] else None) for i, a in enumerate(arrays)]
         if context.tape is not None:
             context.tape.append(node, (), {}, tuple(results))

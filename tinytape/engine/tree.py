@@ -55,6 +55,8 @@ def unflatten(tree: Any, leaves: Iterable[Any]) -> Any:
     if not isinstance(tree, _BRANCHES):
         if len(given) == (tree is not None):
             return given[0] if given else None
+    elif type(cast(Any, tree)) is tuple and _is_flat(cast(Any, tree), len(given)):  # as most are
+        return tuple(given)
     else:
         rest = iter(given)
         try:
@@ -68,6 +70,14 @@ def unflatten(tree: Any, leaves: Iterable[Any]) -> Any:
 
 
 _END = object()
+
+
+def _is_flat(branch: tuple[Any, ...], count: int) -> bool:
+    """Whether it has so many leaves, and nothing else."""
+    for item in branch:
+        if item is None or isinstance(item, _BRANCHES):
+            return False
+    return len(branch) == count
 
 
 def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:

@@ -103,14 +103,16 @@ def scan(
     >>> h, hs = tt.scan(step, np.zeros((B, H), np.float32), xs)  # xs (T, B, I), hs (T, B, H)
     """
     _check_options(f, checkpoint, lookback, compiled)
-    init, xs = unflatten(init, _tensors("init", init)), unflatten(xs, _tensors("xs", xs))
-    steps = _steps(xs, length)
+    carries, inputs = _tensors("init", init), _tensors("xs", xs)
+    steps = _steps(xs, inputs, length)
     if watching() is not None and lookback is None:
-        f, xs = _watched(f, init, xs, steps, reverse)
+        f, xs = _watched(f, unflatten(init, carries), unflatten(xs, inputs), steps, reverse)
+        inputs = flatten(xs)
     if lookback is None and compiled is not False:
-        found = by_kernels(f, init, xs, steps, reverse, compiled, checkpoint)
+        found = by_kernels(f, init, xs, carries, inputs, steps, reverse, compiled, checkpoint)
         if found is not None:
             return found
+    init, xs = unflatten(init, carries), unflatten(xs, inputs)
     if checkpoint is not None:
         return _checkpointed(f, init, xs, steps, reverse, checkpoint)
     return eager(f, init, xs, steps, reverse, lookback)
@@ -141,17 +143,22 @@ def by_kernels(
     f: Function,
     init: Any,
     xs: Any,
+    carries: list[Tensor],
+    inputs: list[Tensor],
     steps: int,
     reverse: bool,
     compiled: bool | Literal["auto"] = "auto",
     checkpoint: int | str | Plan | None = None,
 ) -> tuple[Any, Any] | None:
-    """A scan as kernels, or None where it has to be taken step by step; init and xs are nests of Tensors that fit."""
+    """A scan as kernels, or None where it has to be taken step by step.
+
+    `carries` and `inputs` fit: they are the leaves of init and xs, of which the structure is looked at.
+    """
     if compiled == "auto" and not may_compile():
         return None
     from ..compile import attempt  # brings Numba, which is slow to import
 
-    found = attempt.attempt(f, init, xs, steps, reverse, eager, checkpoint)
+    found = attempt.attempt(f, init, xs, carries, inputs, steps, reverse, eager, checkpoint)
     if isinstance(found, attempt.NotLowerable):
         attempt.refuse(f, found) if compiled is True else attempt.tell(f, found)
         return None
@@ -167,9 +174,9 @@ def _explain(f: Function, init: Any, xs: Any, length: int | None = None) -> Any:
     from ..compile import attempt
 
     _check_options(f, None, None, "auto")
-    init, xs = unflatten(init, _tensors("init", init)), unflatten(xs, _tensors("xs", xs))
-    _steps(xs, length)
-    return attempt.explain(f, init, xs)
+    carries, inputs = _tensors("init", init), _tensors("xs", xs)
+    _steps(xs, inputs, length)
+    return attempt.explain(f, init, xs, carries, inputs)
 
 
 scan.explain = _explain  # pyright: ignore[reportFunctionMemberAccess]
@@ -182,14 +189,15 @@ def _plan(f: Function, init: Any, xs: Any, length: int | None = None, budget: in
     and of `tt.loop.plan`.
     """
     _check_options(f, None, None, "auto")
-    init, xs = unflatten(init, _tensors("init", init)), unflatten(xs, _tensors("xs", xs))
-    steps = _steps(xs, length)
+    carries, inputs = _tensors("init", init), _tensors("xs", xs)
+    steps = _steps(xs, inputs, length)
     if may_compile():
         from ..compile import attempt
 
-        priced = attempt.price(f, init, xs, steps, budget)
+        priced = attempt.price(f, init, xs, carries, inputs, steps, budget)
         if priced is not None:
             return priced
+    init, xs = unflatten(init, carries), unflatten(xs, inputs)
     run = Checkpointed(Loop(f, init, xs, Inputs(flatten(xs), steps)), flatten(init), range(steps), lambda: (init, xs))
     return plan(steps, run.step_bytes(), run.carry_bytes(), budget)
 
@@ -395,19 +403,18 @@ def _check_options(f: Any, checkpoint: Any, lookback: Any, compiled: Any) -> Non
         raise InputError("scan: compiled=True with lookback, which runs step by step.", "leave compiled at 'auto'.")
 
 
-def _steps(xs: Any, length: int | None) -> int:
-    """How many steps xs and length ask for, if they agree."""
+def _steps(xs: Any, leaves: list[Tensor], length: int | None) -> int:
+    """How many steps xs, which has these leaves, and length ask for, if they agree."""
     if length is not None and not _is_count(length, least=0):
         raise InputError(f"scan: length is {length!r}.", "pass a number of steps, 1 or more, or None.")
-    leaves = flatten(xs)
-    steps = len(leaves[0]) if leaves and leaves[0].ndim else length
+    steps = len(leaves[0].raw) if leaves and leaves[0].raw.ndim else length
     for i, x in enumerate(leaves):
-        if not x.ndim:
+        if not x.raw.ndim:
             raise ShapeError(
                 f"scan: {leaf_names('xs', xs)[i]} is a single number.",
                 "inputs have a leading axis of steps: join a list of numbers by np.array; take constants from outside.",
             )
-        if len(x) != steps:
+        if len(x.raw) != steps:
             names = leaf_names("xs", xs)
             raise ShapeError(
                 f"scan: {names[0]} has {steps} steps and {names[i]} has {len(x)}.",

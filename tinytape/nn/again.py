@@ -35,7 +35,7 @@ class Run(NamedTuple):
 
     def __call__(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         begun = self.zeros if state is None else state
-        *after, y = self.ready.run(self.step, begun, Inputs(x, None, None), begun, (x,), len(x.raw), False, eager)
+        *after, y = self.ready.run(self.step, begun, (x,), len(x.raw), False, eager)
         return y, tuple(after)
 
 

@@ -24,6 +24,7 @@ from ..compile.captures import Captures
 from ..engine.errors import InputError
 from ..engine.tape import Node, here, take_number
 from ..engine.tensor import Tensor
+from ..engine.tree import flatten
 from ..loop.budget import Plan, check_checkpoint
 from ..loop.probes import watching
 from ..loop.scan import by_kernels, eager, scan
@@ -72,7 +73,7 @@ def _over_time(
     other = None if watch is None else watch.step(step)
     if other is not None:
         return eager(other, state, inputs, steps, reverse)
-    found = by_kernels(step, state, inputs, steps, reverse, "auto", checkpoint)
+    found = by_kernels(step, state, inputs, flatten(state), flatten(inputs), steps, reverse, "auto", checkpoint)
     if found is None and checkpoint is not None:
         return scan(step, state, inputs, reverse=reverse, checkpoint=checkpoint, compiled=False)
     if found is None:
