@@ -102,8 +102,13 @@ def _is(x: Any) -> _Alike:
     return lambda y, met: y is x
 
 
-def _settles(number: int, y: Any, met: _Met) -> bool:
-    return y.__class__ is types.FunctionType and y.__closure__ is None and _settled(y) == number
+def _settles(x: types.FunctionType, settled: _Settled, y: Any, met: _Met) -> bool:
+    if y is x and settled.holds():
+        return True
+    if y.__class__ is not types.FunctionType or y.__closure__ is not None:
+        return False
+    found = _settled(y)
+    return found is not None and found.number == settled.number
 
 
 def _all_alike(checks: Sequence[_Alike], found: Iterable[Any], met: _Met) -> bool:
@@ -141,7 +146,7 @@ class _Look(_Met):
         if kind is types.FunctionType and x.__closure__ is None and self.settling is None:
             settled = _settled(x)
             if settled is not None:
-                return ("settled", settled), partial(_settles, settled)
+                return ("settled", settled.number), partial(_settles, x, settled)
         if self.settling is not None and not (kind in _FIXED or isinstance(x, type | np.ufunc)):
             raise _Unsettled
         self.first(x)
@@ -207,6 +212,10 @@ class _Look(_Met):
             if self.settling is not None:
                 self.settling.sizes.append((held, len(held)))
                 self.settling.look_up(held, held)
+            if set(map(type, held)) <= {str}:
+                names = tuple(held)
+                keys, checks = _apart(map(self.at, held.values()))
+                return (kind, names, keys), lambda y, met: tuple(y) == names and _all_alike(checks, y.values(), met)
             keys, checks = _apart(self.at(item) for pair in held.items() for item in pair)
 
             def alike(y: Any, met: _Met) -> bool:
@@ -372,14 +381,12 @@ class _Settled:
 _settled_functions: dict[types.FunctionType, _Settled | None] = {}
 
 
-def _settled(f: types.FunctionType) -> int | None:
-    """A number for all that a function without a closure is and reaches; None if that may change unseen."""
+def _settled(f: types.FunctionType) -> _Settled | None:
+    """All that a function without a closure is and reaches, as it is now; None if that may change unseen."""
     if f in _settled_functions:
         found = _settled_functions[f]
-        if found is None:
-            return None
-        if found.holds():
-            return found.number
+        if found is None or found.holds():
+            return found
     elif len(_settled_functions) > MOST:
         _settled_functions.clear()
     settled = _Settled()
@@ -390,8 +397,8 @@ def _settled(f: types.FunctionType) -> int | None:
         look.complete = False
     else:
         settled.number = _number(key)
-    _settled_functions[f] = settled if look.complete else None
-    return settled.number if look.complete else None
+    found = _settled_functions[f] = settled if look.complete else None
+    return found
 
 
 def _is_ours(x: Any) -> bool:
