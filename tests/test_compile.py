@@ -5,6 +5,8 @@ Most of it runs by the emitted NumPy source, which needs no compiler. It and the
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tinytape as tt
 from random_lines import BINARY, UNARY
@@ -462,3 +464,102 @@ def test_weights_that_share_memory_are_told_apart():
     xs = rng.standard_normal((4, 2, H))
     found = tt.scan(step, np.zeros((2, H)), xs, compiled=True)[1]
     np.testing.assert_allclose(found.data, tt.scan(step, np.zeros((2, H)), xs, compiled=False)[1].data, rtol=1e-12)
+
+
+# ---- runs of one step -----------------------------------------------------------------------------------------------
+
+LIES = {
+    "in C order": lambda x: x,
+    "batch first": lambda x: tt.transpose(tt.transpose(x, (1, 0, 2)).copy(), (1, 0, 2)),
+    "features first": lambda x: tt.transpose(tt.transpose(x, (2, 1, 0)).copy(), (2, 1, 0)),
+    "backwards": lambda x: x[::-1],
+    "every second row": lambda x: tt.repeat(x, 2, axis=1)[:, ::2],
+}
+A_RUN = st.tuples(st.sampled_from(sorted(LIES)), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.booleans())
+
+
+@needs_numba
+@given(runs=st.lists(A_RUN, min_size=2, max_size=5), seed=st.integers(0, 9))
+def test_each_run_of_a_step_is_like_eager_whatever_ran_before(runs, seed):
+    leaf = Leaves(seed)
+    w, u = leaf(I, H), leaf(H, H)
+
+    def step(carry, x):
+        h, c = carry
+        h = tt.tanh(x @ w + h @ u)
+        return (h, 0.5 * c + h), (h, c)
+
+    for lie, steps, rows, reverse, tracked in runs:
+        x = LIES[lie](tt.tensor(leaf.rng.normal(size=(steps, rows, I)), requires_grad=tracked))
+        init = (leaf(rows, H), leaf(rows, H)) if tracked else (np.zeros((rows, H)),) * 2
+        assert_like_eager(step, init, x, (w, u), reverse=reverse)
+
+
+@needs_numba
+def test_what_was_made_of_weights_is_made_anew_once_they_are_written():
+    leaf = Leaves()
+    w, b = leaf(H, H), leaf(H)
+
+    def one(h, x):
+        return tt.tanh(h @ w + b * h + x), h
+
+    def other(h, x):
+        return tt.tanh(h @ w.T - b * h + x), h
+
+    for step in (one, one, other, one, other, other):
+        for _ in range(2):
+            assert_like_eager(step, np.ones((B, H)), leaf.rng.normal(size=(T, B, H)), (w, b))
+        with tt.no_grad():
+            w.copy_(leaf.rng.normal(size=(H, H)))
+
+
+def test_a_nest_that_is_changed_after_the_scan_is_what_it_was():
+    """The second derivative runs the step again, on the structure that it was given."""
+
+    def cubed(change):
+        h = tt.tensor(np.full((1, 2), 2.0), requires_grad=True)
+        init, xs = [h, [h]], {"x": np.ones((2, 1, 2))}
+        (last, _), ys = tt.scan(lambda c, x: ([c[0] * c[1][0] * x["x"], c[1]], c[0]), init, xs, compiled=True)
+        if change:
+            init.append(h)
+            init[1].clear()
+            xs.clear()
+        last.sum().backward(create_graph=True)
+        first, h.grad = h.grad, None
+        first.sum().backward()
+        return last.data, first.data, h.grad.data, ys.data
+
+    for a, b in zip(cubed(True), cubed(False), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(cubed(True)[:3], [[[8.0, 8.0]], [[12.0, 12.0]], [[12.0, 12.0]]])
+
+
+HANDED_THROUGH = {
+    "a part of the carry": (lambda c, x, w: ([c[0] * c[1] * x, c[1]], c[0] * w), lambda h: [h, h]),
+    "a carry that depends on nothing": (
+        lambda c, x, w: ([c[0] * w, c[1] + 1.0], c[0]),
+        lambda h: [h, np.zeros((1, 2))],
+    ),
+    "a weight": (lambda c, x, w: (c * x, w), lambda h: h),
+    "everything": (lambda c, x, w: (c, (c, w, x * w, 1.0)), lambda h: h),
+    "in turn": (lambda c, x, w: ((c[1], c[0]), c[0] * w), lambda h: (h, h * 2.0)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(HANDED_THROUGH))
+def test_second_derivatives_of_what_is_handed_through(name):
+    f, start = HANDED_THROUGH[name]
+
+    def derivatives(compiled):
+        h, w = (tt.tensor(np.full(shape, 1.5), requires_grad=True) for shape in ((1, 2), (2,)))
+        results = flatten(tt.scan(lambda c, x: f(c, x, w), start(h), np.ones((3, 1, 2)), compiled=compiled))
+        sum((y * y * y).sum() for y in results if y.requires_grad).backward(create_graph=True)
+        first = [h.grad, w.grad]
+        h.grad = w.grad = None
+        sum((g * g).sum() for g in first if g is not None).backward()
+        return [None if g is None else g.data for g in (*first, h.grad, w.grad)]
+
+    for a, b in zip(derivatives(True), derivatives(False), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            np.testing.assert_allclose(a, b, rtol=1e-12)

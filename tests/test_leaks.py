@@ -102,6 +102,13 @@ def a_layer(x):
     (y.sum() + h.sum() + c.sum()).backward()
 
 
+def scanned(x):
+    w = tt.tensor(np.eye(3), requires_grad=True)  # what kernels make of it goes with it
+    for _ in range(2):
+        last, ys = tt.scan(lambda h, x: (tt.tanh(h @ w + x), h), x.reshape(1, 3), np.ones((4, 1, 3)))
+        (last.sum() + ys.sum()).backward()
+
+
 def optimised(x):
     optimizer = optim.Adam([x], clip_norm=1.0)
     forward(x).backward()
@@ -114,7 +121,7 @@ def optimised(x):
     "use",
     [
         only_forward, backward, retained, create_graph, second_order_never_walked, on_a_tape, hooks,
-        a_hook_that_is_never_removed, transforms, a_layer, optimised,
+        a_hook_that_is_never_removed, transforms, a_layer, scanned, optimised,
     ],
 )  # fmt: skip
 def test_a_graph_goes_by_reference_count(use):

@@ -56,6 +56,19 @@ def test_blocks_are_aligned_and_their_arrays_writable(nbytes):
     assert whole.flags.c_contiguous and whole.flags.writeable
 
 
+@given(nbytes=st.integers(0, 2 * workspace.LEAST))
+def test_little_memory_is_not_of_the_pool(nbytes):
+    memory = workspace.take_any(nbytes)
+    assert memory.nbytes == nbytes and memory.address % 64 == 0
+    assert workspace.usage().in_use == (rounded(nbytes) if nbytes >= workspace.LEAST else 0)
+    whole = memory.view(np.uint8, (nbytes,))
+    assert whole.ctypes.data == memory.address or nbytes == 0
+    whole[:] = 7
+    half = memory.view(np.uint8, (nbytes // 2,), nbytes - nbytes // 2)
+    half[:] = 1
+    assert whole.sum() == 7 * (nbytes - nbytes // 2) + nbytes // 2
+
+
 def test_arrays_in_a_block():
     block = workspace.take(1000)
     a = block.array(np.float32, (3, 4), 64)

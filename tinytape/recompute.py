@@ -100,8 +100,12 @@ class _Replay:
                 generator.set_state(state)
 
 
-def replay(f: Callable[[], Any], frontier: Sequence[Node | None], gradients: Sequence[Any]) -> tuple[Any, ...]:
+def replay(
+    f: Callable[[], Any], frontier: Sequence[Node | None], gradients: Sequence[Any], all_results: bool = False
+) -> tuple[Any, ...]:
     """Run `f` again, and walk from its results, which have `gradients`, to the nodes of `frontier`.
+
+    Results that were there before have none; with `all_results` they have one too.
 
     Returns the gradient of each; of a node that stands there twice, the first time. Where gradients are Tensors, the
     walk is itself recorded.
@@ -114,7 +118,8 @@ def replay(f: Callable[[], Any], frontier: Sequence[Node | None], gradients: Seq
         start = take_number()
         with enable_grad():
             value = f()
-        heads = [node for x in flatten(value) if (node := _made_since(start, x)) is not None]
+        heads = [x.node if all_results else _made_since(start, x) for x in flatten(value)]
+        heads = heads if all_results else [node for node in heads if node is not None]
         if len(heads) != len(gradients):
             raise TapeError(
                 f"checkpoint: the second run gave {len(heads)} results that need gradients, the first "
@@ -123,6 +128,8 @@ def replay(f: Callable[[], Any], frontier: Sequence[Node | None], gradients: Seq
             )
         seeds: dict[Node, Any] = {}
         for head, g in zip(heads, gradients, strict=True):
+            if head is None:
+                continue  # it depends on nothing
             seed = Tensor(g) if differentiable and not isinstance(g, Tensor) else g
             seeds[head] = seeds[head] + seed if head in seeds else seed
         found = walk(seeds, ends, free=not differentiable, differentiable=differentiable, ends=True)

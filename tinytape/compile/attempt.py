@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import compress
 from operator import attrgetter, is_
 from typing import Any, NamedTuple, cast
 
@@ -401,7 +402,11 @@ class _Scan:
 
     def differentiable_rule(self, node: Node, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
         """Run the loop again as it is defined, and walk that."""
-        wanted = [g for g, t in zip(gradients, self.ready.plan.tracked, strict=True) if t]
         definition = partial(self.eager, self.f, self.init, self.xs, self.steps, self.reverse)
+        tracked = self.ready.plan.tracked
+
+        def again() -> list[Any]:
+            return [*compress(flatten(definition()), tracked)]
+
         with standing_in(self.stand_ins):
-            return replay(definition, node.parents or (), wanted)
+            return replay(again, node.parents or (), [*compress(gradients, tracked)], all_results=True)
