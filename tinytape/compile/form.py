@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
@@ -17,7 +18,7 @@ from .layout import Layout, Pad, Space, Strides, strides_of
 from .packs import Matrix, products
 from .program import Program, Value
 from .results import maker
-from .schedule import Schedule
+from .schedule import Half, Schedule
 
 __all__ = ["Form", "Forms", "History", "Shares"]
 
@@ -104,34 +105,32 @@ class Shares:
         return np.concatenate([x.ring(pad.memory, i, step) for x, pad in zip(self.layouts, pads, strict=True)])
 
 
+@dataclass(eq=False, slots=True)
 class Form:
     """Runs over some steps and rows, on arrays that lie in one way.
 
     Attributes
     ----------
+    reverse : bool
+        Whether outputs, and the gradients of inputs, begin at their last step.
     shares : Shares
         Of the forward kernel.
-    adjoints : dict
-        Those of the backward kernel, by how the gradients that come in lie.
     strides : dict
-        Of the arrays of both.
+        Of the arrays of both kernels.
     ys, dxs : list of callable
         What makes the outputs, and the gradients of the inputs, in the order of xs.
+    adjoints : dict
+        The shares of the backward kernel, by how the gradients that come in lie.
     """
 
-    def __init__(
-        self,
-        steps: int,
-        rows: int,
-        reverse: bool,
-        shares: Shares,
-        strides: dict[Any, Strides],
-        ys: Makers,
-        dxs: Makers,
-    ) -> None:
-        self.steps, self.rows, self.reverse = steps, rows, reverse
-        self.shares, self.strides, self.ys, self.dxs = shares, strides, ys, dxs
-        self.adjoints: dict[Any, Shares] = {}
+    steps: int
+    rows: int
+    reverse: bool
+    shares: Shares
+    strides: dict[Any, Strides]
+    ys: Makers
+    dxs: Makers
+    adjoints: dict[Any, Shares] = field(default_factory=dict[Any, Shares])
 
 
 class Forms:
@@ -159,7 +158,7 @@ class Forms:
         )
         self._known: dict[Any, Form] = {}
 
-    def _matrices(self, half: Any) -> list[Matrix]:
+    def _matrices(self, half: Half | None) -> list[Matrix]:
         if half is None:
             return []
         found = dict.fromkeys(v.args[1] for stage in (*half.block, *half.step) for v in stage.products)
