@@ -182,3 +182,12 @@ def test_no_rows(kind):
         assert y.shape[:2] == (5, 0) and all(part.shape[:2] == (2, 0) for part in parts(after))
         tt.sum(y).backward()
         assert x.grad.shape == x.shape and not layer.weight_hh_l0.grad.numpy().any()
+
+
+@pytest.mark.parametrize("state", [(), (np.zeros((1, 2, 5), np.float32),)])
+def test_a_nest_in_place_of_a_state_is_refused_also_after_calls_that_fit(state):
+    layer, x = nn.GRU(3, 5), np.zeros((2, 2, 3), np.float32)
+    for fits in (None, np.zeros((1, 2, 5), np.float32)):
+        layer(x, fits)
+        with pytest.raises(tt.DTypeError, match="h is a tuple"):
+            layer(x, state)

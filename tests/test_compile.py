@@ -3,6 +3,9 @@
 Most of it runs by the emitted NumPy source, which needs no compiler. It and the Numba source come from one program.
 """
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -342,6 +345,10 @@ def adds_in_place_to_a_weight(h, x):
     return h * table, h
 
 
+def makes_a_leaf(h, x):
+    return h, tt.tensor(np.ones(H), requires_grad=True)
+
+
 def counts(h, x):
     return h * tt.argmax(h, axis=-1, keepdims=True), h
 
@@ -359,6 +366,7 @@ def takes_triangles(h, x):
         (branches, r"bool\(\): on a Tensor"),
         (branches_on_a_constant, r"bool\(\): on a Tensor"),
         (copies, r"copy\(\): on a Tensor"),
+        (makes_a_leaf, "requires_grad: on a Tensor"),
         (makes_a_tensor_of_one, r"tensor\(\): on a Tensor"),
         (writes, r"x\[index\] = values: on a Tensor"),
         (adds_in_place_to_a_weight, r"x \+= y: on a Tensor"),
@@ -513,6 +521,74 @@ def test_what_was_made_of_weights_is_made_anew_once_they_are_written():
             w.copy_(leaf.rng.normal(size=(H, H)))
 
 
+@pytest.mark.parametrize("view", [False, True])
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_constant_that_is_given_other_memory_before_the_walk_is_what_it_was(view, before):
+    """`copy_` gives an op's result memory of its own; what the tape keeps is the old one."""
+
+    def gradient(compiled):
+        leaf = Leaves()
+        w, u = leaf(H, H), leaf(H, H)
+        with tt.no_grad():
+            constant = u.T if view else u * 2.0
+
+        def step(h, x):
+            h = tt.tanh(x @ w + h @ constant)
+            return h, h
+
+        xs = leaf.rng.normal(size=(T, B, H))
+        for _ in range(before + 1):  # what was made of it for one run is there for another
+            _, ys = tt.scan(step, np.zeros((B, H)), xs, compiled=compiled)
+        with tt.no_grad():
+            constant.copy_(np.full((H, H), 0.1))
+        (ys * ys).sum().backward()
+        return w.grad.data
+
+    np.testing.assert_allclose(gradient(True), gradient(False), rtol=1e-10)
+
+
+def test_an_array_that_is_written_before_the_walk_is_what_it_was():
+    def gradient(compiled):
+        w, array = tt.tensor(np.full(H, 0.5), requires_grad=True), np.linspace(0.5, 1.0, H)
+        _, ys = tt.scan(lambda h, x: (tt.tanh(h * w * array + x), h), np.ones((B, H)), np.ones((T, B, H)), None, False,
+                        compiled=compiled)  # fmt: skip
+        array[:] = 7.0
+        ys.sum().backward()
+        return w.grad.data
+
+    np.testing.assert_allclose(gradient(True), gradient(False), rtol=1e-10)
+
+
+@needs_numba
+def test_rows_at_odd_bytes():
+    """The rows of a structured array's field may lie apart by what is no whole number of elements."""
+    rng = np.random.default_rng(0)
+    fields = np.zeros((T, B), np.dtype([("x", "f8", (I,)), ("flag", "i1")]))
+    fields["x"] = rng.normal(size=(T, B, I))
+    w = tt.tensor(rng.normal(size=(I, I)))
+    with tt.no_grad():
+        odd, plain = (
+            tt.scan(lambda h, x: (tt.tanh(h @ w + x), h), np.zeros((B, I)), tt.Tensor.of(x), compiled=True)[0]
+            for x in (fields["x"], fields["x"].copy())
+        )
+    np.testing.assert_array_equal(odd.data, plain.data)
+
+
+def test_a_large_tensor_from_outside_goes_when_the_user_lets_it_go():
+    """Neither the plan, nor what is kept with a weight, holds on to it."""
+    w = tt.tensor(np.eye(64), requires_grad=True)
+
+    def scanned(factor):
+        with tt.no_grad():
+            inputs = tt.tensor(np.full((4, 64, 64), factor)) @ w
+        tt.scan(lambda h, x: (tt.tanh(h @ w + inputs[:, 0] * x), h), np.ones((4, 64)), np.ones((T, 4, 64)))
+        return weakref.ref(inputs.raw)
+
+    held = [scanned(1.0), scanned(2.0)]
+    gc.collect()
+    assert [memory() is None for memory in held] == [True, True]
+
+
 def test_a_nest_that_is_changed_after_the_scan_is_what_it_was():
     """The second derivative runs the step again, on the structure that it was given."""
 
@@ -563,3 +639,67 @@ def test_second_derivatives_of_what_is_handed_through(name):
         assert (a is None) == (b is None)
         if a is not None:
             np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def trained(cell, w):
+    cell.train()
+
+
+def with_another_number(cell, w):
+    cell.scale = 3.0
+
+
+def with_another_weight(cell, w):
+    cell.weight = nn.Parameter(w.data * 2.0)
+
+
+def in_another_dtype(cell, w):
+    cell.to(np.float32)
+
+
+def with_other_memory(cell, w):
+    with tt.no_grad():
+        cell.constant.copy_(np.zeros(H))
+
+
+def frozen(cell, w):
+    w.requires_grad = False
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        self.weight, self.scale = nn.Parameter(np.linspace(0.1, 1.0, H), dtype=np.float64), 2.0
+        with tt.no_grad():
+            self.constant = tt.tensor(np.ones(H)) * 0.5
+
+    def forward(self, x, h):
+        return tt.tanh(h * self.weight * self.scale * (0.5 if self.training else 1.0) + x + self.constant)
+
+
+@pytest.mark.parametrize(
+    "change", [trained, with_another_number, with_another_weight, in_another_dtype, with_other_memory, frozen]
+)
+def test_a_step_that_changed_is_not_run_again_for_a_second_derivative(change):
+    """A first derivative needs no second run."""
+    cell = Scaled().eval()
+    x = tt.tensor(np.linspace(-1.0, 1.0, H).reshape(1, 1, H), requires_grad=True)
+    _, ys = tt.scan(lambda h, x: (cell(x, h), h), np.ones((1, H)), tt.concatenate([x] * T), compiled=True)
+    loss = (ys * ys).sum()
+    (expected,) = tt.gradient(loss, [x], retain_graph=True, create_graph=True)
+    change(cell, cell.weight)
+    (found,) = tt.gradient(loss, [x], retain_graph=True)
+    np.testing.assert_allclose(found.data, expected.data, rtol=1e-10)
+    with pytest.raises(tt.TapeError, match="is not what it was"):
+        tt.gradient(loss, [x], create_graph=True)
+
+
+@pytest.mark.parametrize("change", [lambda m: m.to(np.float32), lambda m: m.requires_grad_(False)])
+def test_a_layer_that_changed_is_not_run_again_for_a_second_derivative(change):
+    layer, x = nn.GRU(I, H, dtype=np.float64), tt.tensor(np.ones((T, B, I)), requires_grad=True)
+    layer.requires_grad_(change(nn.GRU(I, H)).weight_hh_l0.requires_grad)  # thawed, or cast
+    loss = tt.sum(layer(x)[0])
+    change(layer.requires_grad_(True))
+    if not layer.weight_hh_l0.requires_grad:
+        layer.requires_grad_(True)
+    with pytest.raises(tt.TapeError, match="is not what it was"):
+        tt.gradient(loss, [x], create_graph=True)

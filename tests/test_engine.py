@@ -180,6 +180,15 @@ def test_infinities_are_values_in_every_thread():
     assert seen == [0]
 
 
+def test_a_hook_of_what_leads_nowhere_does_not_run():
+    x, y, calls = leaf(np.ones(3)), leaf(np.ones(3)), []
+    loss = (x * 2.0).sum()
+    for node in (loss, x):
+        node.register_hook(lambda g: calls.append(1))
+    assert tt.gradient(loss, [y]) == [None] and tt.gradient(x, [y], seed=np.ones(3)) == [None]
+    assert calls == []
+
+
 # ---- .grad ----------------------------------------------------------------------------------------------------------
 
 

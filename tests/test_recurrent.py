@@ -470,6 +470,8 @@ def test_recurrent_takes_states_of_any_structure():
         nn.Recurrent(Memory())(x)
     with pytest.raises(tt.ShapeError, match="x has 2 rows"):
         nn.Recurrent(Memory())(x, {"m": np.zeros((3, 4, 4)), "n": np.zeros(2)})
+    with pytest.raises(tt.DTypeError, match=r"state\['n'\] is a str"):
+        nn.Recurrent(Memory())(x, {"m": np.zeros((2, 4, 4)), "n": "a"})
 
 
 # ---- the tape -------------------------------------------------------------------------------------------------------

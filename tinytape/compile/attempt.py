@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from ..engine.call import NOT_A_VALUE
-from ..engine.errors import InputError
+from ..engine.errors import InputError, TapeError
 from ..engine.op import Op
 from ..engine.stand_in import stand_ins, standing_in
-from ..engine.tape import Node, Part, here, take_number
+from ..engine.tape import Leaf, Node, Part, here, take_number
 from ..engine.tensor import Tensor
 from ..engine.tree import Array, flatten, unflatten
 from ..kernels.compiler import usable
@@ -29,7 +29,7 @@ from .explain import Explanation
 from .leaves import Leaves, readings
 from .lower import lower
 from .plain import Plain, Rows
-from .program import Program
+from .program import Program, topological
 from .recipes import Invariants
 from .run import Compiled, Run
 from .trace import Key, NotLowerable, Traced, name_of, trace
@@ -38,6 +38,7 @@ __all__ = ["Plan", "Ready", "attempt", "explain", "plan_for", "price", "refuse",
 
 _log = logging.getLogger("tinytape.compile")
 MOST = 512  # plans that are kept
+SMALL = 1 << 14  # bytes of a tensor that may be held on to beyond its time
 _plans: OrderedDict[Any, Plan | NotLowerable] = OrderedDict()
 _told: set[Any] = set()
 _BRANCHES = (dict, list, tuple)
@@ -62,6 +63,9 @@ class Plan:
         self.op.differentiable_rule = _differentiable_rule  # pyright: ignore[reportAttributeAccessIssue]
         self.init_tree, self.xs_tree, self.y_tree = init_tree, xs_tree, _skeleton(traced.y_tree)
         self.tracked = [key is not None for key in (*traced.carry_seeds, *traced.output_seeds)]
+        for value in topological(program.roots()):
+            if value.kind == "invariant" and (value.recipe.op or value.recipe.captured in traced.captured):
+                value.array = None  # from now on what a call brings counts, and the trace's tensors may go
         lifted = {v.index: v.args[0].recipe.captured for v in program.inputs if v.kind == "fixed"}
         self.outside: list[Any] = [*program.captured_gradients, *(lifted[i] for i in program.fixed_gradients)]
         self.ran: set[str] = set()  # kernels that are there
@@ -134,7 +138,7 @@ def attempt(
             return None  # the eager loop does the same
         chosen = plan_of(kernels, checkpoint, steps, plan.leaves.rows([x.raw for x in carries]))
         kernels = Checkpointed(kernels, chosen) if chosen.slots else kernels
-    ready = Ready(plan, kernels, plan.captured(captures))
+    ready = Ready(plan, kernels, captures)
     results = ready.run(f, carries, inputs, steps, reverse, eager)
     count = len(carries)
     return unflatten(init, results[:count]), unflatten(plan.y_tree, results[count:])
@@ -143,11 +147,13 @@ def attempt(
 class Ready:
     """The kernels for a step, and the tensors that they take from outside."""
 
-    def __init__(self, plan: Plan, kernels: Any, captured: dict[Key, Any]) -> None:
-        self.plan, self.kernels, self.captured = plan, kernels, captured
+    def __init__(self, plan: Plan, kernels: Any, captures: Captures) -> None:
+        self.plan, self.kernels, self.captures = plan, kernels, captures
+        self.captured = captured = plan.captured(captures)
         self.tensors = [t for t in captured.values() if isinstance(t, Tensor)]
         self.outside = [captured[key] for key in plan.outside]  # those with gradients
-        self.known: tuple[list[Array], list[int], Invariants] = [], [], Invariants(captured)
+        self.constant = [t for t in self.tensors if t.node is None] if captures.alike is None else []
+        self.known: tuple[list[Array], list[int], Invariants] = [], [], Invariants({})
 
     def invariants(self) -> Invariants:
         """What follows from the tensors from outside, made anew where one has changed since the last call."""
@@ -177,21 +183,28 @@ class Ready:
         rows = leaves.rows(first)
         if not leaves.plain:
             first = leaves.enter(first, rows)
-        arguments = first, others, self.invariants(), steps, rows, reverse
+        invariants = self.invariants()
+        arguments = first, others, invariants, steps, rows, reverse
         finals, ys, saved = forward(*arguments) if "forward" in plan.ran else plan.first("forward", forward, *arguments)
         arrays = [*finals, *ys] if leaves.plain else leaves.leave(finals, ys)
         if not plan.program.carry_seeds:
             return [Tensor.of(a) for a in arrays]
-        return _Scan(self, f, carries, inputs, steps, reverse, eager).record(arrays, saved)
+        return _Scan(self, invariants, f, carries, inputs, steps, reverse, eager).record(arrays, saved)
 
 
 def _share(
     invariants: Invariants, program: Program, tensors: list[Tensor], raws: list[Array], written: list[int]
 ) -> None:
-    """Let them have what was made for the last scan of the program on the same weights, which keep it."""
-    storage = tensors[0].storage if tensors else None
-    if storage is None:
+    """Let them have what was made for the last scan of the program on the same tensors, of which the first keeps it.
+
+    Of tensors that may go before it, only small ones are held on to: all but leaves with gradients.
+    """
+    if not tensors or any(
+        t.storage is None or (t.raw.nbytes > SMALL and t.node.__class__ is not Leaf) for t in tensors
+    ):
         return
+    storage = tensors[0].storage
+    assert storage is not None
     if storage.derived is None:
         storage.derived = {}
     last: _Made | None = storage.derived.get("made")
@@ -202,7 +215,7 @@ def _share(
 
 
 class _Made(NamedTuple):
-    """What was made of weights for a program. It holds no tensor, or the storage that keeps it would never go."""
+    """What was made of tensors for a program. It holds none itself: the storage that keeps it would never go."""
 
     program: Program
     raws: list[Array]
@@ -344,11 +357,14 @@ def _differentiable_rule(node: Node, gradients: tuple[Any, ...]) -> tuple[Any, .
 class _Scan:
     """One compiled run, as an op with a result for each leaf of the carry and of ys."""
 
-    __slots__ = ("carries", "eager", "f", "from_init", "inputs", "ready", "reverse", "stand_ins", "steps")
+    __slots__ = (
+        "carries", "eager", "f", "from_init", "inputs", "invariants", "ready", "reverse", "stand_ins", "steps",
+    )  # fmt: skip
 
     def __init__(
         self,
         ready: Ready,
+        invariants: Invariants,
         f: Any,
         carries: Sequence[Tensor],
         inputs: Sequence[Tensor],
@@ -356,9 +372,8 @@ class _Scan:
         reverse: bool,
         eager: Callable[..., Any],
     ) -> None:
-        self.ready, self.f, self.carries, self.inputs, self.steps, self.reverse = (
-            ready, f, carries, inputs, steps, reverse,
-        )  # fmt: skip
+        self.ready, self.invariants, self.f, self.carries, self.inputs = ready, invariants, f, carries, inputs
+        self.steps, self.reverse = steps, reverse
         self.eager, self.stand_ins = eager, stand_ins()
 
     @property
@@ -409,4 +424,16 @@ class _Scan:
             return [*compress(flatten(definition()), tracked)]
 
         with standing_in(self.stand_ins):
+            self._refuse_changes()
             return replay(again, node.parents or (), [*compress(gradients, tracked)], all_results=True)
+
+    def _refuse_changes(self) -> None:
+        """The step that is run again must be the one that ran, on the same memory."""
+        ready, sources = self.ready, self.invariants.sources
+        moved = any(isinstance(x, Tensor) and x.raw is not sources[key][0] for key, x in ready.captured.items())
+        if moved or any(t.node is not None for t in ready.constant) or not ready.captures.still_of(self.f):
+            raise TapeError(
+                f"backward(create_graph=True): {name_of(self.f)}, which scan ran, is to run again, and it or what it "
+                "takes from outside is not what it was.",
+                "walk before you change modes, attributes, dtypes, requires_grad or closures, or call scan again.",
+            )

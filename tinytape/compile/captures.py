@@ -12,6 +12,7 @@ import itertools
 import types
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
+from operator import is_
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -40,11 +41,21 @@ class Captures(NamedTuple):
         Those tensors.
     complete : bool
         Whether everything was understood. If not, the function must be traced each time.
+    alike : callable, optional
+        Whether another function, or the same one later, has the same key. None: only one that says so itself does.
     """
 
     key: Any
     tensors: list[Any]
     complete: bool
+    alike: _Alike | None = None
+
+    def still_of(self, f: Callable[..., Any]) -> bool:
+        """Whether f still reaches what was found, and the very same tensors."""
+        met = _Met()
+        if self.alike is None:
+            return True
+        return self.alike(f, met) and len(met.tensors) == len(self.tensors) and all(map(is_, met.tensors, self.tensors))
 
 
 def look_through(f: Callable[..., Any]) -> Captures:
@@ -59,7 +70,7 @@ def look_through(f: Callable[..., Any]) -> Captures:
         if alike(f, met):
             if number != patterns[0][0]:  # the last one first; by another tuple, as other threads may be reading this
                 _patterns[code] = (number, alike), *[known for known in patterns if known[0] != number]
-            return Captures(number, met.tensors, True)
+            return Captures(number, met.tensors, True, alike)
     seen = _Look()
     key, alike = seen.at(f)
     if not seen.complete:
@@ -68,7 +79,7 @@ def look_through(f: Callable[..., Any]) -> Captures:
     if len(_patterns) > MOST:
         _patterns.clear()
     _patterns[code] = ((number, alike), *patterns)[:PATTERNS]
-    return Captures(number, seen.tensors, True)
+    return Captures(number, seen.tensors, True, alike)
 
 
 class _Met:

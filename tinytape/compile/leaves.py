@@ -52,9 +52,9 @@ class Leaves:
         shared = program.shared_carries or program.shared_outputs or program.shared_inputs
         self.plain = not shared and all(dtype == program.dtype for dtype in self.dtypes)
         """Whether a user knows them as kernels do."""
-        self.inputs: list[int | None] = [None] * inputs  # which of the gradients of inputs is theirs
+        self.places: list[int | None] = [None] * inputs  # of each input's gradient among those that there are
         for at, i in enumerate(program.input_gradients):
-            self.inputs[i] = at
+            self.places[i] = at
 
     def rows(self, carries: Sequence[Array]) -> int:
         """The number of batch rows."""
@@ -91,7 +91,7 @@ class Leaves:
 
     def leave_gradients(self, carries: list[Array | None], given: list[Array]) -> list[Array | None]:
         """The gradients of the first carry and of all inputs, None for those that have none."""
-        inputs = [None if at is None else given[at] for at in self.inputs]
+        inputs = [None if at is None else given[at] for at in self.places]
         if self.plain:
             return [*carries, *inputs]
         program = self.program

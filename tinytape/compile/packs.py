@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..engine.tape import Storage
 from ..engine.tree import Array
 from ..kernels import native
 from ..kernels.address import address_of
@@ -62,11 +61,10 @@ class Matrix:
         return found
 
     def _panels(self, invariants: Invariants) -> Panels:
-        tensor = invariants.captured.get(self.owner)
-        storage: Storage | None = getattr(tensor, "storage", None)
-        if tensor is None or storage is None:
+        raw, storage = invariants.sources.get(self.owner, (None, None))
+        if raw is None or storage is None:
             return _pack(invariants[self.value].astype(self.dtype, copy=False))
-        raw, known = tensor.raw, storage.derived
+        known = storage.derived
         if known is None:
             known = storage.derived = {}
         last: _Packed | None = known.get(self.form)

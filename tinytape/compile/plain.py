@@ -100,13 +100,13 @@ class Plain:
         ]
         each = [tuple(g[t] for g in outputs) for t in order]
         run = self.module["backward"]
-        dinit, dxs, shares, sums = run(saved.tape, last, each, saved.xs, saved.fixed, weights)
+        dinit, dxs, dfixed, sums = run(saved.tape, last, each, saved.xs, saved.fixed, weights)
         results = [np.empty((saved.steps, saved.rows, *v.shape), self.dtype) for v in program.input_gradients.values()]
         for t, row in zip(order, dxs, strict=True):
             for result, dx in zip(results, row, strict=True):
                 result[t] = dx
         known = {**saved.invariants, **dict(zip(self.phases.sums, sums, strict=True))}
-        return list(dinit), results, finish(program, self.phases.post, known), list(shares)
+        return list(dinit), results, finish(program, self.phases.post, known), list(dfixed)
 
     def _weights(self, invariants: dict[Value, Array]) -> list[Array]:
         return [a.astype(self.dtype, copy=False) for a in invariants.values()]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.tape import Storage
 from ..engine.tensor import Tensor
 from ..engine.tree import Array
 from ..ops.shape import reshape
@@ -20,26 +21,38 @@ class Invariants(dict[Value, Array]):
     Parameters
     ----------
     captured : dict
-        The tensors from outside, by key, as they are now.
+        The tensors and arrays from outside, by key. What they hold now is what counts, also if it is asked for in the
+        adjoint: a tensor may be given other memory until then, and an array be written.
     known : dict, optional
         What has been computed.
 
     Attributes
     ----------
+    sources : dict
+        By key, the array and the storage of each; None for what has none.
     made : dict
         What else follows from them, by whoever made it.
     """
 
     def __init__(self, captured: dict[Any, Any], known: dict[Value, Array] | tuple[()] = ()) -> None:
         super().__init__(known)
-        self.captured = captured
+        self.sources: dict[Any, tuple[Array, Storage | None]] = {
+            key: (x.raw, x.storage) if isinstance(x, Tensor) else (np.array(x), None) for key, x in captured.items()
+        }
         self.made: dict[Any, Any] = {}
+
+    def extended(self, known: dict[Value, Array]) -> Invariants:
+        """These and others."""
+        found = Invariants({}, self)
+        found.sources = self.sources
+        found.update(known)
+        return found
 
     def __missing__(self, value: Value) -> Array:
         recipe = value.recipe
         if recipe.op is None:
-            raw = self.captured.get(recipe.captured, value.array)
-            found = raw.raw if isinstance(raw, Tensor) else raw
+            source = self.sources.get(recipe.captured)
+            found = value.array if source is None else source[0]
         else:
             found = _computed(value, self)
         self[value] = found

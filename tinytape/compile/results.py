@@ -38,12 +38,14 @@ class _Held:
 
 
 def whole_rows(array: Array, dtype: np.dtype[Any], rank: int) -> Array:
-    """In the program's dtype; the last `rank` axes, which are within a row, in C order."""
+    """In the program's dtype; the last `rank` axes, which are within a row, in C order, others at whole elements."""
     if array.dtype != dtype:
         return np.ascontiguousarray(array, dtype)
     if array.flags.c_contiguous:
         return array
     unit = dtype.itemsize
+    if any(stride % unit for stride in array.strides):  # as of a field of a structured array
+        return np.ascontiguousarray(array)
     for i in range(array.ndim - 1, array.ndim - 1 - rank, -1):
         if array.shape[i] != 1 and array.strides[i] != unit:
             return np.ascontiguousarray(array)

@@ -235,8 +235,7 @@ class Compiled:
             _add_up(gradients.sums)
         if self.plain_sums is not None:
             return [first[i] if shape is None else first[i].reshape(shape) for i, shape in self.plain_sums]
-        known = Invariants(run.invariants.captured, run.invariants)
-        known.update(zip(self.forms.sums, first, strict=True))
+        known = run.invariants.extended(dict(zip(self.forms.sums, first, strict=True)))
         return finish(self.program, self.plan.phases.post, known)
 
     # ---- what does not change over time ------------------------------------------------------------------------

@@ -285,6 +285,10 @@ def walk(
     -------
     dict of Node to gradient
         Arrays are the caller's own: shared with nobody, in C order.
+
+    Notes
+    -----
+    Hooks run in the order of the walk; without `inputs`, those of leaves come after all others.
     """
     nodes = reachable(seeds, inputs, ends, leaves=inputs is not None)
     leading: set[Node] | None = None if inputs is None else set(nodes)
@@ -353,7 +357,7 @@ def walk(
                 if not differentiable:
                     owned.add(parent)
         results = result = None  # what a rule made then belongs to `gradients` alone
-    while gradients:  # what is left has arrived at leaves
+    while gradients and inputs is None:  # what is left has arrived at leaves
         node, gradient = gradients.popitem()
         if node.hooks is not None:
             gradient = run_hooks(node, gradient)

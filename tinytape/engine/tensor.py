@@ -150,6 +150,7 @@ class Tensor(Operators):
     def requires_grad(self, wanted: bool) -> None:
         if wanted == (self.node is not None):
             return
+        _refuse_in_trace("requires_grad")
         if self.node is not None and not isinstance(self.node, Leaf):
             raise TapeError(
                 f"requires_grad = False on the result of {self.node!r}.", "use detach() for a constant of its values."

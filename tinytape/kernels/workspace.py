@@ -71,8 +71,8 @@ class Usage:
     Attributes
     ----------
     in_use : int
-        What live blocks were asked for, each rounded up to 64 bytes. Those that hold results do not count, nor does what
-        `take_any` takes elsewhere.
+        What live blocks were asked for, each rounded up to 64 bytes. Those that hold results do not count, nor does
+        what `take_any` takes elsewhere.
     idle : int
         What is held for later.
     peak : int

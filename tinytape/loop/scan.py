@@ -94,6 +94,15 @@ def scan(
     ShapeError, DTypeError, InputError
         If arguments do not fit each other, or f changes the shape, the dtype or the structure of the carry or of y.
         The message names the leaf, as in ``carry['h']``, and the step.
+    TapeError
+        If a walk that is itself differentiated has to run f again, and f has changed since.
+
+    Notes
+    -----
+    As kernels the loop is one record on the tape. Then its results are tensors of their own, also where f hands one
+    through; if one of them requires gradients, all floats do; and what the loss does not use has a gradient of zeros.
+    So a weight that the loss does not reach gets zeros and not None, and an unused result with an infinite slope, as
+    ``sqrt`` has at 0, makes NaN of them, as in JAX. ``compiled=False`` tells such things apart.
 
     Examples
     --------

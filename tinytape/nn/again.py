@@ -84,7 +84,8 @@ def again(
         tensors.append(a)
     x, *parts = tensors
     form = (
-        context.recording, x.raw.shape[1:], x.raw.dtype, x.node is None, weights[0].raw.dtype,
+        context.recording, state is None, isinstance(state, tuple),
+        x.raw.shape[1:], x.raw.dtype, x.node is None, weights[0].raw.dtype,
         *[(a.raw.shape, a.raw.dtype, a.node is None) for a in parts],
         *[w is None or w.node is None for w in weights],
     )  # fmt: skip
@@ -110,4 +111,4 @@ def ready(step: Any, x: Tensor, state: State, zeros: State) -> Run | None:
     plan, captures = attempt.plan_for(step, state, inputs, [*state], [x])
     if isinstance(plan, attempt.NotLowerable) or not plan.reusable:
         return None
-    return Run(step, attempt.Ready(plan, plan.kernels, plan.captured(captures)), zeros)
+    return Run(step, attempt.Ready(plan, plan.kernels, captures), zeros)

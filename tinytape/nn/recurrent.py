@@ -70,6 +70,8 @@ class Recurrent(Module):
             state = make(rows)
         elif sequence.unbatched:
             state = unflatten(state, [expand_dims(part, 0) for part in flatten(state)])
+        for name, part in zip(leaf_names("state", state), flatten(state), strict=True):
+            check_array("Recurrent", name, part)
         if any(part.shape[:1] != (rows,) for part in flatten(state)):
             found = [part.shape for part in flatten(state)]
             raise ShapeError(f"Recurrent: x has {rows} rows, the state has shapes {found}.", "states are (B, ...).")
