@@ -560,6 +560,22 @@ def test_an_array_that_is_written_before_the_walk_is_what_it_was():
 
 
 @needs_numba
+@pytest.mark.parametrize("lie", sorted(LIES))
+def test_rows_from_outside_may_lie_in_any_way(lie):
+    leaf = Leaves()
+    rows = LIES[lie](leaf(T, B, H))[1].detach()
+    rows.requires_grad = True
+
+    def step(h, x):
+        h = tt.tanh(h * rows + x)
+        return h, h
+
+    for x in (leaf(T, B, H), np.ones((T, B, H))):
+        assert_like_eager(step, leaf(B, H), x, (rows,))
+        assert_like_eager(step, leaf(B, H), x, (rows,), reverse=True, checkpoint=2)
+
+
+@needs_numba
 def test_rows_at_odd_bytes():
     """The rows of a structured array's field may lie apart by what is no whole number of elements."""
     rng = np.random.default_rng(0)

@@ -124,7 +124,7 @@ class Compiled:
             a if a.dtype is dtype and a.flags.c_contiguous else whole_rows(a, dtype, rank)
             for a, rank in zip(xs, self.x_ranks, strict=True)
         ]
-        fixed = [whole_rows(outside[v.args[0]], dtype, len(v.shape)) for v in forms.fixed] if forms.fixed else []
+        fixed = [np.ascontiguousarray(outside[v.args[0]], dtype) for v in forms.fixed]
         if reverse:
             xs = [a[::-1] for a in xs]
         form = forms.of(steps, rows, reverse, xs)
