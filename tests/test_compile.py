@@ -460,6 +460,21 @@ def test_changed_positions_and_arrays_from_outside_are_seen():
             assert_like_eager(f, Leaves()(B, H), np.ones((2, B, 1)))
 
 
+@needs_numba
+@pytest.mark.parametrize("axes", [None, (1, 0), (-1, 0), (0, 1), (-2, -1)])
+def test_a_matrix_and_its_transpose_are_told_apart(axes):
+    """What is packed of a weight stays with it, for this step and for others."""
+    leaf = Leaves()
+    w = leaf(H, H)
+    for step in (
+        lambda h, x: (tt.tanh(x + h @ tt.transpose(w, axes)), h),
+        lambda h, x: (tt.tanh(x + h @ w.T), h),
+        lambda h, x: (tt.tanh(x @ w + h @ tt.transpose(w, axes)), h),
+        lambda h, x: (tt.tanh(x @ w.T + h @ tt.transpose(tt.transpose(w, axes))), h),
+    ):
+        assert_like_eager(step, leaf(B, H), leaf(T, B, H), (w,))
+
+
 def test_weights_that_share_memory_are_told_apart():
     rng, H = np.random.default_rng(0), 6
     both = tt.tensor(rng.standard_normal((H, 2 * H)))

@@ -94,7 +94,9 @@ def owner_of(value: Value) -> tuple[Any, bool]:
     while value.recipe.op is not None:
         if value.recipe.op.name != "transpose" or len(value.shape) != 2:
             return None, False
-        value, transposed = value.recipe.args[0], not transposed
+        axes = value.recipe.options["axes"]
+        turned = axes is None or axes[0] % 2 == 1  # and not its two axes in their order
+        value, transposed = value.recipe.args[0], transposed != turned
     return value.recipe.captured, transposed
 
 
