@@ -152,7 +152,6 @@ class Ready:
         self.captured = captured = plan.captured(captures)
         self.tensors = [t for t in captured.values() if isinstance(t, Tensor)]
         self.outside = [captured[key] for key in plan.outside]  # those with gradients
-        self.constant = [t for t in self.tensors if t.node is None] if captures.alike is None else []
         self.known: tuple[list[Array], list[int], Invariants] = [], [], Invariants({})
 
     def invariants(self) -> Invariants:
@@ -431,7 +430,7 @@ class _Scan:
         """The step that is run again must be the one that ran, on the same memory."""
         ready, sources = self.ready, self.invariants.sources
         moved = any(isinstance(x, Tensor) and x.raw is not sources[key][0] for key, x in ready.captured.items())
-        if moved or any(t.node is not None for t in ready.constant) or not ready.captures.still_of(self.f):
+        if moved or not ready.captures.still_of(self.f):
             raise TapeError(
                 f"backward(create_graph=True): {name_of(self.f)}, which scan ran, is to run again, and it or what it "
                 "takes from outside is not what it was.",

@@ -42,7 +42,7 @@ class Captures(NamedTuple):
     complete : bool
         Whether everything was understood. If not, the function must be traced each time.
     alike : callable, optional
-        Whether another function, or the same one later, has the same key. None: only one that says so itself does.
+        Whether another function, or the same one later, has the same key. None where not everything was understood.
     """
 
     key: Any

@@ -120,10 +120,7 @@ class Compiled:
         """All steps, still to be run, without memory for an adjoint; and the outputs in the order of xs."""
         dtype, forms = self.dtype, self.forms
         init = [a if a.dtype is dtype and a.flags.c_contiguous else np.ascontiguousarray(a, dtype) for a in init]
-        xs = [
-            a if a.dtype is dtype and a.flags.c_contiguous else whole_rows(a, dtype, rank)
-            for a, rank in zip(xs, self.x_ranks, strict=True)
-        ]
+        xs = [whole_rows(a, dtype, rank) for a, rank in zip(xs, self.x_ranks, strict=True)]
         fixed = [np.ascontiguousarray(outside[v.args[0]], dtype) for v in forms.fixed]
         if reverse:
             xs = [a[::-1] for a in xs]

@@ -211,8 +211,7 @@ class Tensor(Operators):
             If nothing was recorded, if the records were freed by an earlier walk, or if values that they kept
             were written since. Nothing is changed then.
         """
-        node = self.node or _tracked(self, "backward")
-        seeds = {node: _seed(self, gradient, "backward", create_graph)}
+        seeds = {_tracked(self, "backward"): _seed(self, gradient, "backward", create_graph)}
         context = here.context
         was, context.recording = context.recording, create_graph
         try:

@@ -96,9 +96,18 @@ def _step_of(name: str, equation: Equation, weights: Weights) -> Any:
     found.__name__ = name
     tensors = [w for w in weights if w is not None]
     if len(set(map(id, tensors))) == len(tensors):  # to look through it would cost as much as a small kernel
-        forms = tuple([None if w is None else (w.raw.shape, w.raw.dtype.char, w.node is None) for w in weights])
-        found.captures = Captures((equation, forms), tensors, True)
+        forms = _forms(weights)
+
+        def alike(same_step: Any, met: Any) -> bool:  # without naming the step, which would keep itself alive
+            met.tensors += tensors
+            return _forms(weights) == forms
+
+        found.captures = Captures((equation, forms), tensors, True, alike)
     return found
+
+
+def _forms(weights: Weights) -> tuple[Any, ...]:
+    return tuple([None if w is None else (w.raw.shape, w.raw.dtype.char, w.node is None) for w in weights])
 
 
 def _apart(part: Tensor) -> tuple[Tensor, ...]:
