@@ -104,6 +104,27 @@ def test_partials_methods_and_a_tensor_met_twice():
     assert two.key != found.key  # two tensors are not one tensor twice
 
 
+def test_a_variable_that_is_not_assigned_yet():
+    def around():
+        def step(h, x):
+            return h * later, None
+
+        def assign(value):
+            nonlocal later
+            later = value
+
+        if False:
+            later = 0
+        return step, assign
+
+    (first, assign), (second, _) = around(), around()
+    empty = look_through(first)
+    assert empty.complete and look_through(second).key == empty.key
+    assign(2.0)
+    assert not empty.still_of(first)
+    assert look_through(first).key != empty.key == look_through(second).key
+
+
 class Holder:
     def __init__(self, held):
         self.held = held
@@ -124,6 +145,7 @@ holds = st.recursive(
         st.lists(inner, max_size=3),
         st.lists(inner, max_size=3).map(tuple),
         st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+        st.dictionaries(st.sampled_from(["a", 1, None]), inner, max_size=2),
         inner.map(lambda held: [held, held]),
         inner.map(lambda held: partial(helper, held)),
         inner.map(Holder),

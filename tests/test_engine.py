@@ -8,6 +8,8 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tinytape as tt
 from tinytape.engine.call import call
@@ -190,6 +192,28 @@ def test_a_hook_of_what_leads_nowhere_does_not_run():
 
 
 # ---- .grad ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=5), st.sampled_from([(), (2, 3)]))
+def test_to_look_at_a_gradient_changes_nothing(steps, shape):
+    """Gradients of several walks add up the same, whether or not they are read in between."""
+    read, unread = leaf(np.full(shape, 3.0)), leaf(np.full(shape, 3.0))
+    total = np.zeros(shape)
+    for look, create_graph in steps:
+        for x in (read, unread):
+            (x * x).backward(np.full(shape, 2.0), create_graph=create_graph)
+        total += 12.0
+        if look:
+            seen = read.grad
+            assert seen is read.grad and seen.shape == shape
+    assert isinstance(unread.grad, tt.Tensor) and unread.grad is unread.grad
+    assert read.grad.tolist() == unread.grad.tolist() == total.tolist()
+    if not any(create_graph for _, create_graph in steps):
+        assert unread.grad.storage is not None and not unread.grad.requires_grad
+        with tt.no_grad():
+            unread.grad.copy_(1.0)
+        (unread * unread).backward(np.ones(shape))
+        assert unread.grad.tolist() == np.full(shape, 7.0).tolist()
 
 
 @pytest.mark.parametrize("create_graph", [False, True])

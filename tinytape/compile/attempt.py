@@ -152,7 +152,7 @@ class Ready:
         self.captured = captured = plan.captured(captures)
         self.tensors = [t for t in captured.values() if isinstance(t, Tensor)]
         self.outside = [captured[key] for key in plan.outside]  # those with gradients
-        self.known: tuple[list[Array], list[int], Invariants] = [], [], Invariants({})
+        self.known: tuple[list[Array], list[int] | None, Invariants | None] = [], None, None
 
     def invariants(self) -> Invariants:
         """What follows from the tensors from outside, made anew where one has changed since the last call."""
@@ -161,7 +161,7 @@ class Ready:
         were, then, made = self.known  # at once: another thread may be changing them
         if len(raws) < len(self.captured):  # an array may also change unseen
             return Invariants(self.captured)
-        if written != then or not all(map(is_, raws, were)):
+        if made is None or written != then or not all(map(is_, raws, were)):
             made = Invariants(self.captured)
             _share(made, self.plan.program, self.tensors, raws, written)
             self.known = raws, written, made

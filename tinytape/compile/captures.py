@@ -10,10 +10,10 @@ from __future__ import annotations
 import dis
 import itertools
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from operator import is_
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from ..engine.op import Op
 from ..engine.tensor import Tensor
 from ..engine.tree import Array, is_array
 from ..random import Generator
+from .guards import Guard, Matched
 
 __all__ = ["Captures", "look_through"]
 
@@ -41,21 +42,22 @@ class Captures(NamedTuple):
         Those tensors.
     complete : bool
         Whether everything was understood. If not, the function must be traced each time.
-    alike : callable, optional
-        Whether another function, or the same one later, has the same key. None where not everything was understood.
+    matched : callable, optional
+        The tensors of another function, or of the same one later, if it has the same key; else None. Not there where
+        not everything was understood.
     """
 
     key: Any
     tensors: list[Any]
     complete: bool
-    alike: _Alike | None = None
+    matched: Matched | None = None
 
     def still_of(self, f: Callable[..., Any]) -> bool:
         """Whether f still reaches what was found, and the very same tensors."""
-        met = _Met()
-        if self.alike is None:
+        if self.matched is None:
             return True
-        return self.alike(f, met) and len(met.tensors) == len(self.tensors) and all(map(is_, met.tensors, self.tensors))
+        tensors = self.matched(f)
+        return tensors is not None and len(tensors) == len(self.tensors) and all(map(is_, tensors, self.tensors))
 
 
 def look_through(f: Callable[..., Any]) -> Captures:
@@ -65,277 +67,228 @@ def look_through(f: Callable[..., Any]) -> Captures:
         return known
     code = getattr(f, "__code__", f.__class__)
     patterns = _patterns.get(code, ())
-    for number, alike in patterns:
-        met = _Met()
-        if alike(f, met):
+    for number, matched in patterns:
+        tensors = matched(f)
+        if tensors is not None:
             if number != patterns[0][0]:  # the last one first; by another tuple, as other threads may be reading this
-                _patterns[code] = (number, alike), *[known for known in patterns if known[0] != number]
-            return Captures(number, met.tensors, True, alike)
-    seen = _Look()
-    key, alike = seen.at(f)
-    if not seen.complete:
-        return Captures((key,), seen.tensors, False)
-    number = _number(key)
+                _patterns[code] = (number, matched), *[known for known in patterns if known[0] != number]
+            return Captures(number, tensors, True, matched)
+    look = _Look()
+    key = look.at(f, Guard.given)
+    if not look.complete:
+        return Captures((key,), look.tensors, False)
+    number, matched = _number(key), look.matched()
     if len(_patterns) > MOST:
         _patterns.clear()
-    _patterns[code] = ((number, alike), *patterns)[:PATTERNS]
-    return Captures(number, seen.tensors, True, alike)
+    _patterns[code] = ((number, matched), *patterns)[:PATTERNS]
+    return Captures(number, look.tensors, True, matched)
 
 
-class _Met:
-    """What has been met on the way, in order."""
-
-    __slots__ = ("numbers", "tensors")
-
-    def __init__(self) -> None:
-        self.numbers: dict[int, int] = {}  # by id
-        self.tensors: list[Any] = []
-
-    def first(self, x: Any) -> bool:
-        """Whether an object is met for the first time."""
-        numbers = self.numbers
-        if id(x) in numbers:
-            return False
-        numbers[id(x)] = len(numbers)
-        return True
-
-
-# Whether something is like what was looked at, by whoever looked. To describe a function takes several times as long
-# as to see that it is like one described before.
-_Alike: TypeAlias = Callable[[Any, _Met], bool]
-_Seen: TypeAlias = tuple[Any, _Alike]  # a part of the key, and what to look for another time
-_patterns: dict[Any, tuple[tuple[int, _Alike], ...]] = {}  # by code
+# What was found, by code. To describe a function takes several times as long as to see that it is like one described
+# before.
+_patterns: dict[Any, tuple[tuple[int, Matched], ...]] = {}
 PATTERNS = 4  # of each code
 _ABSENT = object()
 
 
-def _is(x: Any) -> _Alike:
-    return lambda y, met: y is x
+class _Look:
+    """What a function reaches: a key, and a guard for another time. `y` is the guard's name for the object x."""
 
-
-def _settles(x: types.FunctionType, settled: _Settled, y: Any, met: _Met) -> bool:
-    if y is x and settled.holds():
-        return True
-    if y.__class__ is not types.FunctionType or y.__closure__ is not None:
-        return False
-    found = _settled(y)
-    return found is not None and found.number == settled.number
-
-
-def _all_alike(checks: Sequence[_Alike], found: Iterable[Any], met: _Met) -> bool:
-    for alike, y in zip(checks, found):  # noqa: B905, SIM110 - of equal lengths; a generator takes twice as long
-        if not alike(y, met):
-            return False
-    return True
-
-
-def _apart(seen: Iterable[_Seen]) -> tuple[tuple[Any, ...], list[_Alike]]:
-    """The keys and the checks of several."""
-    pairs = list(seen)
-    return tuple([key for key, _ in pairs]), [alike for _, alike in pairs]
-
-
-class _Look(_Met):
     def __init__(self, settling: _Settled | None = None) -> None:
-        super().__init__()
         self.settling = settling
+        self.guard = Guard()
         self.alive: list[Any] = []  # an id is an object's as long as it lives
+        self.names: dict[int, str] = {}  # what has been met on the way, by id: the guard's name for it
+        self.tensors: list[Any] = []
         self.complete = True
         self.depth = 0
         self.modules: set[tuple[types.ModuleType, types.CodeType]] = set()
 
-    def at(self, x: Any) -> _Seen:
-        kind = x.__class__
+    def matched(self) -> Matched:
+        """Whether something is like what was looked at, and its tensors."""
+        self.guard.different([*self.names.values()])
+        return self.guard.function([self.names[id(x)] for x in self.tensors])
+
+    def at(self, x: Any, y: str) -> Any:
+        kind, guard = x.__class__, self.guard
         if kind in _PLAIN or issubclass(kind, np.generic):
-            if kind is float:  # -0.0 is another number, NaN is the same
-                text = repr(x)
-                return (kind, text), lambda y, met: y is x or (y.__class__ is float and repr(y) == text)
-            return (kind, x), lambda y, met: y is x or (y.__class__ is kind and bool(y == x))
-        if id(x) in self.numbers:
-            number = self.numbers[id(x)]
-            return ("met", number), lambda y, met: met.numbers.get(id(y)) == number
+            return self._plain(x, y)
+        if id(x) in self.names:
+            guard.require(f"{y} is {self.names[id(x)]}")
+            return "met", list(self.names).index(id(x))
         if kind is types.FunctionType and x.__closure__ is None and self.settling is None:
             settled = _settled(x)
             if settled is not None:
-                return ("settled", settled.number), partial(_settles, x, settled)
+                same, like = f"{y} is {guard.constant(x)}", f"{guard.constant(settled.is_like)}({y})"
+                same = f"{same} and {guard.constant(settled.holds)}()" if settled.may_change else same
+                guard.require(f"{same} or {like}")
+                return "settled", settled.number
         if self.settling is not None and not (kind in _FIXED or isinstance(x, type | np.ufunc)):
             raise _Unsettled
-        self.first(x)
+        self.names[id(x)] = y
         self.alive.append(x)
-        if isinstance(x, Tensor):
-            return self._tensor(x)
-        if is_array(x):
-            return self._array(x)
         if len(self.alive) > MOST or self.depth > DEEPEST:
             self.complete = False
-            return ("more", id(x)), _is(x)
+            return "more", id(x)
+        guard.require(f"{y}.__class__ is {guard.constant(kind)}")
+        if isinstance(x, Tensor):
+            return self._tensor(x, y)
+        if is_array(x):
+            self.tensors.append(x)
+            return "array", *self._form(x, y), self._contents(x, y)
         self.depth += 1
         try:
-            key, inside = self._inside(x, kind)
+            return self._inside(x, y, kind)
         finally:
             self.depth -= 1
 
-        def alike(y: Any, met: _Met) -> bool:
-            numbers = met.numbers  # `first`, written out here and for tensors: they are most of what is met
-            if y.__class__ is not kind or id(y) in numbers:
-                return False
-            numbers[id(y)] = len(numbers)
-            return inside(y, met)
+    def _all(self, found: Iterable[Any], names: Iterable[str]) -> tuple[Any, ...]:
+        return tuple([self.at(x, y) for x, y in zip(found, names, strict=True)])
 
-        return key, alike
+    def _is(self, x: Any, y: str) -> None:
+        self.guard.require(f"{y} is {self.guard.constant(x)}")
 
-    def _tensor(self, x: Tensor) -> _Seen:
+    def _plain(self, x: Any, y: str) -> Any:
+        guard, kind = self.guard, x.__class__
+        same = f"{y} is {guard.constant(x)}"
+        if kind is float:  # -0.0 is another number, NaN is the same
+            guard.require(f"{same} or {y}.__class__ is float and repr({y}) == {guard.constant(repr(x))}")
+            return kind, repr(x)
+        guard.require(f"{same} or {y}.__class__ is {guard.constant(kind)} and {y} == {guard.constant(x)}")
+        return kind, x
+
+    def _tensor(self, x: Tensor, y: str) -> Any:
         self.tensors.append(x)
-        kind, contents = x.__class__, None if x.raw.dtype.kind == "f" else self._contents(x.raw)
-        form = shape, char, constant = x.raw.shape, x.raw.dtype.char, x.node is None
+        raw = self.guard.let(f"{y}.raw")
+        form = self._form(x.raw, raw)
+        contents = None if x.raw.dtype.kind == "f" else self._contents(x.raw, raw)
+        self.guard.require(f"{y}.node is {'' if x.node is None else 'not '}None")
+        return "tensor", *form, x.node is None, contents
 
-        def alike(y: Any, met: _Met) -> bool:
-            numbers = met.numbers
-            if y.__class__ is not kind or id(y) in numbers:
-                return False
-            numbers[id(y)] = len(numbers)
-            met.tensors.append(y)
-            raw = y.raw
-            if raw.shape != shape or raw.dtype.char != char or (y.node is None) is not constant:
-                return False
-            return contents is None or _hashed(raw) == contents
+    def _form(self, x: Array, y: str) -> tuple[Any, ...]:
+        self.guard.require(f"{y}.shape == {self.guard.constant(x.shape)}", f"{y}.dtype.char == {x.dtype.char!r}")
+        return x.shape, x.dtype.char
 
-        return ("tensor", *form, contents), alike
+    def _contents(self, x: Array, y: str) -> int:
+        if x.nbytes > LARGE:
+            self.complete = False
+            return 0
+        contents = _hashed(x)
+        self.guard.require(f"{self.guard.constant(_hashed)}({y}) == {self.guard.constant(contents)}")
+        return contents
 
-    def _array(self, x: Array) -> _Seen:
-        self.tensors.append(x)
-        kind, shape, char, contents = x.__class__, x.shape, x.dtype.char, self._contents(x)
-
-        def alike(y: Any, met: _Met) -> bool:
-            if y.__class__ is not kind or not met.first(y):
-                return False
-            met.tensors.append(y)
-            return y.shape == shape and y.dtype.char == char and _hashed(y) == contents
-
-        return ("array", shape, char, contents), alike
-
-    def _inside(self, x: Any, kind: Any) -> _Seen:
+    def _inside(self, x: Any, y: str, kind: Any) -> Any:
+        guard = self.guard
         if isinstance(x, tuple | list):
-            keys, checks = _apart(self.at(item) for item in cast("list[Any]", x))
-            return (kind, keys), lambda y, met: len(y) == len(checks) and _all_alike(checks, y, met)
+            items = cast("list[Any]", x)
+            guard.require(f"len({y}) == {len(items)}")
+            return kind, self._all(items, guard.unpack(y, len(items)))
         if isinstance(x, dict):
             held = cast("dict[Any, Any]", x)
             if self.settling is not None:
                 self.settling.sizes.append((held, len(held)))
                 self.settling.look_up(held, held)
             if set(map(type, held)) <= {str}:
-                names = tuple(held)
-                keys, checks = _apart(map(self.at, held.values()))
-                return (kind, names, keys), lambda y, met: tuple(y) == names and _all_alike(checks, y.values(), met)
-            keys, checks = _apart(self.at(item) for pair in held.items() for item in pair)
-
-            def alike(y: Any, met: _Met) -> bool:
-                return 2 * len(y) == len(checks) and _all_alike(checks, itertools.chain.from_iterable(y.items()), met)
-
-            return (kind, keys), alike
+                return kind, *self._members(held, y)
+            guard.require(f"len({y}) == {len(held)}")
+            keys = self._all(held, guard.unpack(y, len(held)))
+            return kind, keys, self._all(held.values(), guard.unpack(f"{y}.values()", len(held)))
         if kind is types.FunctionType:
-            return self._function(x)
+            return self._function(x, y)
         if kind is types.MethodType:
-            return self._parts("method", x, "__func__", "__self__")
+            return self._parts("method", x, y, "__func__", "__self__")
         if isinstance(x, partial):
-            return self._parts("partial", x, "func", "args", "keywords")
+            return self._parts("partial", x, y, "func", "args", "keywords")
         # A generator is known by itself alone: drawing from it in a step is refused by the trace.
         if isinstance(x, type | types.BuiltinFunctionType | np.ufunc | Generator) or kind.__module__ == "functools":
-            return ("object", x), _is(x)
+            self._is(x, y)
+            return "object", x
         if isinstance(x, property):
-            return self._parts("property", x, "fget")
+            return self._parts("property", x, y, "fget")
         if isinstance(x, staticmethod | classmethod):
-            return self._parts(kind, x, "__func__")
+            return self._parts(kind, x, y, "__func__")
         if hasattr(x, "__dict__") and _is_plain(kind):  # what it holds, and what its methods reach
-            members, methods = self._members(x), self._class(kind)
-            return (kind, members[0], methods[0]), lambda y, met: members[1](y, met) and methods[1](y, met)
+            members = self._members(cast("dict[str, Any]", vars(x)), guard.let(f"{y}.__dict__"))
+            return kind, members, self._class(kind)
         self.complete = False
-        return ("unknown", id(x)), _is(x)
+        return "unknown", id(x)
 
-    def _parts(self, what: Any, x: Any, *names: str) -> _Seen:
+    def _parts(self, what: Any, x: Any, y: str, *names: str) -> Any:
         """Attributes, of which it is all made."""
-        keys, checks = _apart(self.at(getattr(x, name)) for name in names)
-        return (what, *keys), lambda y, met: _all_alike(checks, [getattr(y, name) for name in names], met)
+        return what, *self._all([getattr(x, name) for name in names], [self.guard.let(f"{y}.{n}") for n in names])
 
-    def _contents(self, array: Array) -> int:
-        if array.nbytes > LARGE:
-            self.complete = False
-            return 0
-        return _hashed(array)
+    def _members(self, held: dict[str, Any], y: str) -> tuple[Any, Any]:
+        """A dict of names."""
+        guard, names = self.guard, tuple(held)
+        guard.require(f"tuple({y}) == {guard.constant(names)}")
+        return names, self._all(held.values(), guard.unpack(f"{y}.values()", len(names)))
 
-    def _members(self, x: Any) -> _Seen:
-        held = cast("dict[str, Any]", vars(x))
-        names = tuple(held)
-        keys, checks = _apart(self.at(value) for value in held.values())
-
-        def alike(y: Any, met: _Met) -> bool:
-            found = cast("dict[str, Any]", vars(y))
-            return tuple(found) == names and _all_alike(checks, found.values(), met)
-
-        return (names, keys), alike
-
-    def _class(self, kind: type) -> _Seen:
+    def _class(self, kind: type) -> Any:
         """What a class that a user wrote has."""
-        held = [vars(base) for base in kind.__mro__ if base is not object and not _is_ours(base)]
-        sizes = [len(members) for members in held]
-        places = [(m, name) for m in held for name in m if name == "__call__" or name[:2] != "__"]
-        keys, checks = _apart(self.at(members[name]) for members, name in places)
+        guard, found = self.guard, list[Any]()
+        for base in kind.__mro__:
+            if base is not object and not _is_ours(base):
+                members = vars(base)
+                y = guard.constant(members)
+                guard.require(f"len({y}) == {len(members)}")
+                found.append(self._looked_up(members, y, [n for n in members if n == "__call__" or n[:2] != "__"]))
+        return tuple(found)
 
-        def alike(y: Any, met: _Met) -> bool:
-            found = [members.get(name, _ABSENT) for members, name in places]
-            return [len(members) for members in held] == sizes and _all_alike(checks, found, met)
+    def _looked_up(
+        self, held: Mapping[str, Any], y: str, names: Iterable[str], code: types.CodeType | None = None
+    ) -> tuple[Any, Any]:
+        """What names mean in the dict that the guard knows as `y`, of those that mean something there."""
+        guard, there = self.guard, [name for name in names if name in held]
+        guard.require(*[f"{name!r} not in {y}" for name in names if name not in held])
+        absent = guard.constant(_ABSENT)
+        values = [guard.let(f"{y}.get({name!r}, {absent})") for name in there]
+        if code is None:
+            return tuple(there), self._all([held[name] for name in there], values)
+        return tuple(there), tuple([self._named(held[name], y, code) for name, y in zip(there, values, strict=True)])
 
-        return (tuple([name for _, name in places]), keys), alike
-
-    def _function(self, f: types.FunctionType) -> _Seen:
+    def _function(self, f: types.FunctionType, y: str) -> Any:
+        guard = self.guard
         if isinstance(getattr(f, "op", None), Op):  # the code of many ops is the same
-            return ("op", f), _is(f)
+            self._is(f, y)
+            return "op", f
         if self.settling is not None:
             if f.__closure__ or f.__kwdefaults__:
                 raise _Unsettled
             self.settling.functions.append((f, f.__code__, f.__defaults__))
-        code, module, held = f.__code__, f.__module__, f.__globals__
-        inside = _apart(self._named(value, code) for value in _cells_of(f))
-        defaults = _apart([self.at(f.__defaults__), self.at(f.__kwdefaults__)])
+        code, held = f.__code__, guard.constant(f.__globals__)
+        guard.require(f"{y}.__code__ is {guard.constant(code)}", f"{y}.__globals__ is {held}")
+        guard.require(f"{y}.__module__ == {guard.constant(f.__module__)}")
+        inside = self._cells(f, y)
+        defaults = self._parts("defaults", f, y, "__defaults__", "__kwdefaults__")
         names = () if _is_ours(f) else _globals_of(code)
         if self.settling is not None:
-            self.settling.look_up(held, names)
-        there = [name for name in names if name in held]
-        reached = _apart(self._named(held[name], code) for name in there)
+            self.settling.look_up(f.__globals__, names)
+        return code, inside, defaults, self._looked_up(f.__globals__, held, names, code)
 
-        def alike(y: Any, met: _Met) -> bool:
-            if y.__code__ is not code or y.__globals__ is not held or y.__module__ != module:
-                return False
-            cells = _cells_of(y)
-            return (
-                len(cells) == len(inside[1])
-                and _all_alike(inside[1], cells, met)
-                and _all_alike(defaults[1], (y.__defaults__, y.__kwdefaults__), met)
-                and [name for name in names if name in held] == there
-                and _all_alike(reached[1], [held[name] for name in there], met)
-            )
+    def _cells(self, f: types.FunctionType, y: str) -> Any:
+        """What the variables of a function that are those of one around it hold, if anything."""
+        guard, cells = self.guard, f.__closure__ or ()
+        found: list[Any] = []
+        for cell, name in zip(cells, guard.unpack(f"{y}.__closure__", len(cells)), strict=True):
+            if _is_empty(cell):
+                guard.require(f"{guard.constant(_is_empty)}({name})")
+                found.append(_ABSENT)
+            else:
+                found.append(self._named(cell.cell_contents, guard.let(f"{name}.cell_contents"), f.__code__))
+        return tuple(found)
 
-        return (code, inside[0], defaults[0], tuple(there), reached[0]), alike
-
-    def _named(self, x: Any, code: types.CodeType) -> _Seen:
+    def _named(self, x: Any, y: str, code: types.CodeType) -> Any:
         """A variable from outside of a function; of a module, what the function may take from it."""
         if not isinstance(x, types.ModuleType):
-            return self.at(x)
+            return self.at(x, y)
+        self._is(x, y)
         if x.__name__.split(".")[0] in (_PACKAGE, "numpy", "math") or (x, code) in self.modules:
-            return ("module", x.__name__), _is(x)
+            return "module", x.__name__
         self.modules.add((x, code))
         held, names = vars(x), _names_in(code)
         if self.settling is not None:
             self.settling.look_up(held, names)
-        there = [name for name in names if name in held]
-        keys, checks = _apart(self._named(held[name], code) for name in there)
-
-        def alike(y: Any, met: _Met) -> bool:
-            if y is not x or [name for name in names if name in held] != there:
-                return False
-            return _all_alike(checks, [held[name] for name in there], met)
-
-        return ("module", x.__name__, tuple(there), keys), alike
+        return "module", x.__name__, self._looked_up(held, self.guard.constant(held), names, code)
 
 
 def _hashed(array: Array) -> int:
@@ -388,6 +341,18 @@ class _Settled:
                 return False
         return True
 
+    @property
+    def may_change(self) -> bool:
+        """Whether there is anything to see to: an op is what it is."""
+        return bool(self.names or self.sizes or self.functions)
+
+    def is_like(self, f: Any) -> bool:
+        """Whether another function does the same."""
+        if f.__class__ is not types.FunctionType or f.__closure__ is not None:
+            return False
+        found = _settled(f)
+        return found is not None and found.number == self.number
+
 
 _settled_functions: dict[types.FunctionType, _Settled | None] = {}
 
@@ -403,7 +368,7 @@ def _settled(f: types.FunctionType) -> _Settled | None:
     settled = _Settled()
     look, key = _Look(settled), None
     try:
-        key, _ = look.at(f)
+        key = look.at(f, Guard.given)
     except _Unsettled:
         look.complete = False
     else:
@@ -449,12 +414,9 @@ def _globals_of(code: types.CodeType) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _cells_of(f: Any) -> list[Any]:
-    """What the variables of a function that are those of one around it hold, if anything."""
-    found: list[Any] = []
-    for cell in f.__closure__ or ():
-        try:  # noqa: SIM105 - a context manager takes five times as long
-            found.append(cell.cell_contents)
-        except ValueError:  # not assigned yet
-            pass
-    return found
+def _is_empty(cell: types.CellType) -> bool:
+    """Whether a variable is not assigned yet."""
+    try:
+        return cell.cell_contents is _ABSENT
+    except ValueError:
+        return True

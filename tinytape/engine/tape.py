@@ -107,7 +107,13 @@ class Node:
 
 
 class Leaf(Node):
-    """Where a walk ends: the place of a tensor that the user asked gradients for. It holds the gradient."""
+    """Where a walk ends: the place of a tensor that the user asked gradients for.
+
+    Attributes
+    ----------
+    grad : Tensor, array or None
+        What has arrived: an array until somebody asks for it, and a Tensor from then on.
+    """
 
     __slots__ = ("grad", "storage")
 

@@ -170,7 +170,13 @@ class Tensor(Operators):
     @property
     def grad(self) -> Tensor | None:
         """What `backward` has accumulated for this leaf, of its own shape and dtype. None for other tensors."""
-        return self.node.grad if isinstance(self.node, Leaf) else None
+        node = self.node
+        if not isinstance(node, Leaf):
+            return None
+        grad = node.grad
+        if grad.__class__ is np.ndarray:
+            grad = node.grad = Tensor.of(grad, None, Storage())
+        return grad
 
     @grad.setter
     def grad(self, value: Any) -> None:
@@ -180,7 +186,7 @@ class Tensor(Operators):
             raise TapeError("grad: only a leaf that requires gradients has one.", "set requires_grad = True first.")
         if value is not None:
             value = value if isinstance(value, Tensor) else Tensor(value, dtype=self.dtype)
-            if value.node is None and value is not self.node.grad:
+            if value.node is None and value is not self.grad:
                 value = value.copy()  # backward() adds to it in place: it must be nobody else's
             if value.shape != self.shape or value.dtype != self.dtype:
                 raise ShapeError(
@@ -216,17 +222,19 @@ class Tensor(Operators):
         was, context.recording = context.recording, create_graph
         try:
             found = walk(seeds, free=not (retain_graph or create_graph), differentiable=create_graph)
-            for leaf, arrived in found.items():
-                assert isinstance(leaf, Leaf)
-                if leaf.grad is None:
-                    leaf.grad = _of_its_own(arrived) if create_graph else Tensor.of(arrived, None, Storage())
+            for leaf, arrived in cast("dict[Leaf, Any]", found).items():
+                before = leaf.grad
+                if before is None:
+                    leaf.grad = _of_its_own(arrived) if create_graph else arrived
                 elif create_graph:
-                    leaf.grad = leaf.grad + arrived
-                elif leaf.grad.node is None:
-                    total = leaf.grad.writable()
+                    leaf.grad = before + arrived if isinstance(before, Tensor) else Tensor(before) + arrived
+                elif not isinstance(before, Tensor):
+                    np.add(before, arrived, out=before)
+                elif before.node is None:
+                    total = before.writable()
                     np.add(total, arrived, out=total)
                 else:  # left by create_graph: others may depend on it
-                    leaf.grad = Tensor(leaf.grad.raw + arrived)
+                    leaf.grad = Tensor(before.raw + arrived)
         finally:
             context.recording = was
 

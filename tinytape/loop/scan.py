@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from typing import Any, Literal, cast
 
@@ -148,6 +148,14 @@ def _watched(f: Function, init: Any, xs: Any, steps: int, reverse: bool) -> tupl
     return step, (xs, probes)
 
 
+@cache
+def _compiler():
+    """What makes kernels. It brings Numba, which is slow to import."""
+    from ..compile import attempt
+
+    return attempt
+
+
 def by_kernels(
     f: Function,
     init: Any,
@@ -165,8 +173,7 @@ def by_kernels(
     """
     if compiled == "auto" and not may_compile():
         return None
-    from ..compile import attempt  # brings Numba, which is slow to import
-
+    attempt = _compiler()
     found = attempt.attempt(f, init, xs, carries, inputs, steps, reverse, eager, checkpoint)
     if isinstance(found, attempt.NotLowerable):
         attempt.refuse(f, found) if compiled is True else attempt.tell(f, found)
@@ -180,12 +187,10 @@ def _explain(f: Function, init: Any, xs: Any, length: int | None = None) -> Any:
     Parameters are those of `scan`. The result is an `Explanation`, to be printed; where the step cannot be compiled,
     its ``reason`` names the op and the line. Nothing is run but one trace of f, and nothing is compiled.
     """
-    from ..compile import attempt
-
     _check_options(f, None, None, "auto")
     carries, inputs = _tensors("init", init), _tensors("xs", xs)
     _steps(xs, inputs, length)
-    return attempt.explain(f, init, xs, carries, inputs)
+    return _compiler().explain(f, init, xs, carries, inputs)
 
 
 scan.explain = _explain  # pyright: ignore[reportFunctionMemberAccess]
@@ -201,9 +206,7 @@ def _plan(f: Function, init: Any, xs: Any, length: int | None = None, budget: in
     carries, inputs = _tensors("init", init), _tensors("xs", xs)
     steps = _steps(xs, inputs, length)
     if may_compile():
-        from ..compile import attempt
-
-        priced = attempt.price(f, init, xs, carries, inputs, steps, budget)
+        priced = _compiler().price(f, init, xs, carries, inputs, steps, budget)
         if priced is not None:
             return priced
     init, xs = unflatten(init, carries), unflatten(xs, inputs)

@@ -98,11 +98,10 @@ def _step_of(name: str, equation: Equation, weights: Weights) -> Any:
     if len(set(map(id, tensors))) == len(tensors):  # to look through it would cost as much as a small kernel
         forms = _forms(weights)
 
-        def alike(same_step: Any, met: Any) -> bool:  # without naming the step, which would keep itself alive
-            met.tensors += tensors
-            return _forms(weights) == forms
+        def matched(same_step: Any) -> list[Any] | None:  # without naming the step, which would keep itself alive
+            return tensors if _forms(weights) == forms else None
 
-        found.captures = Captures((equation, forms), tensors, True, alike)
+        found.captures = Captures((equation, forms), tensors, True, matched)
     return found
 
 
