@@ -102,6 +102,7 @@ def test_partials_methods_and_a_tensor_met_twice():
     assert found.complete and sum(t is weight for t in found.tensors) == 1
     two = look_through(partial(bound.func, weight, tt.ones(3)))
     assert two.key != found.key  # two tensors are not one tensor twice
+    assert two.matched(bound) is None  # nor the other way round
 
 
 def test_a_variable_that_is_not_assigned_yet():
