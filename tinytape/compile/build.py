@@ -131,6 +131,13 @@ class Builder:
         if any(x.merged for x in arrays):
             return self._map_merged(fn, views)
         shape = np.broadcast_shapes(*(x.shape for x in arrays))
+        new = [
+            i for i in range(-len(shape), 0)
+            if shape[i] == 1 and all(x.axes[i] == NEW for x in arrays if -i <= len(x.shape))
+        ]  # fmt: skip
+        if new:  # as after a reduction that keeps its axes: a number is to stay one
+            kept = [x.without(new) if isinstance(x, View) else x for x in views]
+            return self.map(fn, *kept).with_new([len(shape) + i for i in new])
         batches = {x.batch - len(x.shape) for x in arrays if x.batch is not None}
         if len(batches) > 1:
             raise self.cannot(f"{fn} has the batch in different axes of its arguments")

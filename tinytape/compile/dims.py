@@ -53,7 +53,7 @@ class Dims:
 
     def add(self, value: Value) -> None:
         """Note what a value says about the lengths of what it reads."""
-        space = value.space if value.kind == "reduce" else value.shape
+        space = value.loops
         for arg in value.args:
             if isinstance(arg, Ref):
                 self._follow(arg, [(value, i, value.kind == "reduce") for i in range(len(space))])

@@ -89,10 +89,13 @@ class Body:
                 if value.fn == "add":
                     return f"fma({a}, {b}, {c})"
                 return f"fma({a}, {b}, -{c})" if i == 0 else f"fma(-{a}, {b}, {c})"
-        return _expression(value.fn, [read(a) for a in value.args])
+        args = [read(a) for a in value.args]
+        if value.fn == "copy" and self.rank and not isinstance(value.args[0], Ref):
+            return f"fill({args[0]})"
+        return _expression(value.fn, args)
 
     def use(self, name: str) -> str:
-        if not name.startswith("number(") and name != "inf":
+        if not name.startswith("number("):
             self.used.add(name)
         return name
 
@@ -105,12 +108,15 @@ class Body:
             return self.loaded[ref]
         at, stride = self.address(ref.value, ref.index)
         pointer = self.pointer(ref.value)
-        if self.rank == 0 or stride == "0":
-            text = f"fill(get({pointer}, {at}))"
+        if stride == "0":
+            text = f"get({pointer}, {at})" if self.rank == 0 else f"fill(get({pointer}, {at}))"
         elif stride == "1":
             text = f"load({pointer}, {_plus(at, 'j')}, m)"
         else:
             text = f"strided({pointer}, {_plus(at, f'j * {stride}')}, {stride}, m)"
+        following = writer.following(pointer, ref.value, at) if stride == "1" else None
+        if following is not None:
+            self.lines.append(f"prefetch({self.use(following)}, {_plus(at, 'j')})")
         name = f"{writer.name_of(ref.value)}_{len(self.loaded)}"
         self.loaded[ref] = name
         self.lines.append(f"{name} = {text}")
@@ -176,11 +182,11 @@ class Body:
         else:
             pointer = self.pointer(target)
         value = writer.name_of(store.value)
-        if self.rank == 0:
-            stride, at = "1", at
-        j = "j" if self.rank else "0"
-        if stride in ("0", "1"):
-            where = _plus(at, j)
+        if self.rank == 0:  # by a store of one number: the processor has a masked one's wait for all before it
+            old = f"get({pointer}, {at}) + " if store.adding else ""
+            self.lines.append(f"put({pointer}, {at}, {old}{value})")
+        elif stride in ("0", "1"):
+            where = _plus(at, "j")
             old = f"load({pointer}, {where}, m) + " if store.adding else ""
             self.lines.append(f"store({pointer}, {where}, {old}{value}, m)")
         else:
@@ -225,5 +231,5 @@ def _expression(fn: str, args: list[str]) -> str:
     if fn == "negative":
         return f"-{args[0]}"
     if fn == "copy":
-        return f"fill({args[0]})" if args[0].startswith(("number", "k")) or args[0] == "inf" else args[0]
+        return args[0]
     return f"{_RENAMED.get(fn, fn)}({', '.join(args)})"

@@ -6,7 +6,7 @@ the program's constants. Each entry of the table has a name in the source; `Entr
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -17,6 +17,10 @@ from .program import Program, Value
 from .schedule import Half, Nest, Schedule, Stage
 
 __all__ = ["Entry", "Kernel", "Writer", "numba_source"]
+
+
+Pointers: TypeAlias = "dict[str, tuple[Value, str]]"
+"""By name, a value and the step in which it is wanted."""
 
 
 class Entry(NamedTuple):
@@ -96,8 +100,10 @@ class Writer:
         self.functions: list[str] = []
         self.lengths: dict[Axis, str] = {}
         self.used: set[str] = set()  # names that the function in hand takes
-        self.calls: dict[str, dict[str, Value]] = {}  # of a function of rows: the pointers that it takes
+        self.calls: dict[str, Pointers] = {}  # of a function of rows: the pointers that it takes
         self.offsets: dict[Any, str] = {}
+        self.met: set[tuple[str, str]] = set()  # what it reads from far
+        self.far: dict[str, str] = {}  # a pointer to the row to come, and the one that is to be there
         self.added: list[Value] = []  # sums that are added up in nests
 
     # ---- the table ---------------------------------------------------------------------------------------------
@@ -117,7 +123,7 @@ class Writer:
 
     def constant(self, number: float) -> str:
         if number == np.inf or number == 0.0:
-            return "inf" if number else "number(0.0)"
+            return "number(inf)" if number else "number(0.0)"
         self.constants.append(number)
         self.used.add(f"k{len(self.constants) - 1}")
         return f"k{len(self.constants) - 1}"
@@ -174,27 +180,41 @@ class Writer:
             return self.located(self.program.carries[value.index], f"({step} - 1)")
         return self.located(value, step)
 
+    def following(self, pointer: str, value: Value, at: str) -> str | None:
+        """For what was written long ago and is read for the first time for a row: the pointer to the row to come."""
+        base = self.base(value)
+        place = self.half.places.get(base, base.kind)
+        is_far = place in ("carry", "seed_y", "x", "history") or place.startswith(("ys", "carry"))
+        if self.name == "forward" or not is_far or (pointer, at) in self.met:
+            return None
+        self.met.add((pointer, at))
+        name = pointer.replace("_now", "_next")
+        self.far[name] = pointer
+        return name
+
     # ---- rows --------------------------------------------------------------------------------------------------
 
     def rows_function(self, stage: Stage, label: str) -> str:
         """A function that runs a stage's loops over the rows; returns the call."""
-        self.used = set()
+        self.used, self.met, self.far = set(), set(), {}
         pointers: dict[str, Value] = {}
         body: list[str] = []
         for i, nest in enumerate(stage.nests):
             body += self.nest(nest, f"{label}_{i}", pointers)
-        used = sorted(self.used)
-        lines = [f"def {label}(rows, {', '.join([*pointers, *used])}):", "    for _ in range(rows):"]
-        lines += [f"        {line}" for line in body]
+        for name, pointer in self.far.items():  # after the last row come those of the step before
+            row = self.row(pointers[pointer])
+            body.insert(0, f"{name} = {pointer} + ITEM * {row} if row + 1 < rows else {pointer}_before")
         for name, value in pointers.items():
             base = self.base(value)
             if base.kind != "invariant" and self.half.places.get(base) != "row":
-                lines.append(f"        {name} += ITEM * {self.row(base)}")
-        used = sorted(self.used)
-        lines[0] = f"def {label}(rows, {', '.join([*pointers, *used])}):"
+                body.append(f"{name} += ITEM * {self.row(base)}")
+        before = [f"{pointer}_before" for pointer in self.far.values()]
+        head = f"{label}(rows, {', '.join([*pointers, *before, *sorted(self.used)])})"
+        lines = [f"def {head}:", "    for row in range(rows):", *(f"        {line}" for line in body)]
         self.functions.append("@inner\n" + "\n".join(lines))
-        self.calls[label] = pointers
-        return f"{label}(rows, {', '.join([*pointers, *used])})"
+        self.calls[label] = {name: (value, "t") for name, value in pointers.items()}
+        self.calls[label] |= {f"{pointer}_before": (pointers[pointer], "(t - 1)") for pointer in self.far.values()}
+        return head
 
     def nest(self, nest: Nest, label: str, pointers: dict[str, Value]) -> list[str]:
         """The loops of a nest; its innermost body is a function, called for whole vectors and for the rest."""
@@ -209,7 +229,7 @@ class Writer:
         if results:
             lines.append(f"    return {', '.join(results)}")
         self.functions.append("@inlined\n" + "\n".join(lines))
-        self.used.update(inner.used - set(pointers) - {f"i{a}" for a in range(rank)})
+        self.used.update(inner.used - {*pointers, *self.far} - {f"i{a}" for a in range(rank)})
         call = f"{label}({{j}}, {{m}}, {', '.join([*arguments, *results])})"
         call = f"{', '.join(results)} = {call}" if results else call
         if rank == 0:
@@ -241,7 +261,6 @@ class Writer:
     # ---- the driver --------------------------------------------------------------------------------------------
 
     def kernel(self) -> Kernel:
-        self.calls: dict[str, dict[str, Value]] = {}
         driver = self.forward() if self.name == "forward" else self.backward()
         driver = [f"    {line}" for line in driver]
         head = ["@compiled", f"def {self.name}(numbers, bases, table):"]
@@ -301,14 +320,14 @@ class Writer:
                 lines += rows if kind == "step" else ["for t in range(first, last):", *(f"    {r}" for r in rows)]
         return lines
 
-    def locations(self, pointers: dict[str, Value], call: str) -> list[str]:
-        return [*(f"{name} = {self.placed(name, value)}" for name, value in pointers.items()), call]
+    def locations(self, pointers: Pointers, call: str) -> list[str]:
+        return [*(f"{name} = {self.placed(value, step)}" for name, (value, step) in pointers.items()), call]
 
-    def placed(self, name: str, value: Value) -> str:
-        if name != "kept_now":
-            return self.located(value, "t")
-        at, step = self.entry("kept_at", "at", "kept"), self.entry("kept_step", "step", "kept")
-        return f"{at} + ITEM * t * {step}"
+    def placed(self, value: Value, step: str) -> str:
+        if not self.is_kept(self.base(value)):
+            return self.located(value, step)
+        at, distance = self.entry("kept_at", "at", "kept"), self.entry("kept_step", "step", "kept")
+        return f"{at} + ITEM * {step} * {distance}"
 
     def product(self, value: Value, step: str) -> list[str]:
         operand, matrix = value.args

@@ -141,9 +141,7 @@ class _Page:
             yield from self.nest(nest)
 
     def nest(self, nest: Nest) -> Iterable[str]:
-        first = nest.values[0]
-        space = first.space if first.kind == "reduce" else first.shape
-        yield f"one loop over {' x '.join(map(str, space)) or 'a number'}: {len(nest.values)} values"
+        yield f"one loop over {' x '.join(map(str, nest.values[0].loops)) or 'a number'}: {len(nest.values)} values"
         stored: dict[Value, list[str]] = {}
         for store in nest.stores:
             target = self.name(store.target) + (" (a part)" if store.piece is not None else "")
@@ -151,6 +149,7 @@ class _Page:
                 stored.setdefault(store.value, []).append(f"{'+> ' if store.adding else '-> '}{target}")
             elif store.value in self.plan.phases.kept:
                 stored.setdefault(store.value, []).append("kept")
+        stored.update({value: ["made here too"] for value in nest.again})
         for value in nest.values:
             args = ", ".join(self.argument(a) for a in value.args)
             yield "  " + self.told(f"{self.name(value)} = {value.fn}({args})", " ".join(stored.get(value, [])), value)

@@ -67,6 +67,11 @@ class Value:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def loops(self) -> Shape:
+        """The lengths of the loops that compute it."""
+        return self.space if self.kind == "reduce" else self.shape
+
     def refs(self) -> Iterable[Ref]:
         """Everything that it reads element by element."""
         for arg in self.args:

@@ -215,8 +215,7 @@ def _reduced(low: Builder, fn: str, x: View, axis: Any, keepdims: bool) -> Any:
         return result
     if not hasattr(result, "with_axes"):
         raise low.cannot("a sum over the batch that keeps the axis")
-    old = iter(range(len(result.shape)))
-    return result.with_axes([-1 if i in axes else next(old) for i in range(len(x.shape))])
+    return result.with_new(axes)
 
 
 def _count(x: View, axis: Any) -> float:

@@ -10,15 +10,18 @@ rows, in which values that are read element by element share loops (`Nest`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from .dims import Dims
-from .keep import Phases, phases
+from .keep import QUICK, Phases, phases
 from .program import INPUTS, Piece, Program, Ref, Shape, Value
 
 __all__ = ["Half", "Nest", "Schedule", "Stage", "Store", "schedule", "settle_roots"]
+
+REPEATED = 3  # operations that take no longer than to read a vector
 
 
 @dataclass(eq=False)
@@ -38,6 +41,7 @@ class Nest:
     reduced: tuple[int, ...] | None = None  # the axes of the reductions in it, if there are any
     values: list[Value] = field(default_factory=list[Value])
     stores: list[Store] = field(default_factory=list[Store])
+    again: set[Value] = field(default_factory=set[Value])  # values that an earlier nest has computed too
 
 
 @dataclass(eq=False)
@@ -217,13 +221,19 @@ class _Planner:
         self.onto: dict[Value, Value] = {}
         self.before: dict[Value, Value] = {}  # of a value that a product is added to: what lies there first
         self.where: dict[Value, tuple[str, int, int]] = {}  # phase, stage, and nest or -1
+        self.again: dict[Value, list[tuple[str, int, int]]] = {}  # later nests that compute it too
         self.stages: dict[str, list[Stage]] = {}
 
     def half(self, block_first: bool) -> Half:
         for phase in ("block", "step") if block_first else ("step", "block"):
             self.stages[phase] = self._stages(phase, self.values[phase])
+        for phase, at, i in self._nests():
+            self._repeat(phase, at, i)
+        self._leave_out_unread()
         self._add_sums()
         self._place()
+        for stage in itertools.chain.from_iterable(self.stages.values()):
+            stage.nests = [nest for nest in stage.nests if nest.values]
         return Half(self.stages["block"], self.stages["step"], self.places, self.onto)
 
     # ---- stages and nests --------------------------------------------------------------------------------------
@@ -309,7 +319,7 @@ class _Planner:
         return copy
 
     def _into_nest(self, stage: Stage, value: Value, phase: str, at: int) -> None:
-        space = value.space if value.kind == "reduce" else value.shape
+        space = value.loops
         axes = value.axes if value.kind == "reduce" else None
         extent = self.dims.of_space(value)
         first = 0
@@ -343,6 +353,84 @@ class _Planner:
             last = max(last, nest)
         self.where[value] = phase, at, last
 
+    # ---- values in several nests -------------------------------------------------------------------------------
+
+    def _nests(self) -> list[tuple[str, int, int]]:
+        return [
+            (phase, at, i)
+            for phase, stages in self.stages.items()
+            for at, stage in enumerate(stages)
+            for i in range(len(stage.nests))
+        ]
+
+    def _repeat(self, phase: str, at: int, i: int) -> None:
+        """Compute again, in this nest, what it reads and what takes no longer to compute than to read."""
+        nest = self.stages[phase][at].nests[i]
+        values: dict[Value, None] = {}
+        apart = {ref.value for user in nest.values for ref in user.refs() if not ref.is_whole(user.loops)}
+        for user in nest.values:
+            for value in user.reads():
+                made = [] if value in nest.values else self._quickly_made(value, phase)
+                if apart.isdisjoint(made):  # else its other elements are read there too
+                    values.update(dict.fromkeys(made))
+            values[user] = None
+        nest.again = set(values).difference(nest.values)
+        nest.values = list(values)
+        for value in nest.again:
+            self.again.setdefault(value, []).append((phase, at, i))
+
+    def _quickly_made(self, value: Value, phase: str) -> list[Value]:
+        """What to compute for a value, in order, if that reads one vector, and else single numbers: no more than it."""
+        found: dict[Value, None] = {}
+        vectors: set[Ref] = set()
+
+        def follow(value: Value) -> None:
+            for ref in value.refs():
+                if self._is_quick(ref.value, phase) and ref.is_whole(value.shape):
+                    follow(ref.value)
+                elif any(axis is not None for _, _, axis in ref.index):
+                    vectors.add(ref)
+            found[value] = None
+
+        if self._is_quick(value, phase):
+            follow(value)
+        return list(found) if len(vectors) <= 1 and len(found) <= REPEATED else []
+
+    def _is_quick(self, value: Value, phase: str) -> bool:
+        """Whether it is an operation of a nest that is as quick as to read its result."""
+        there, _, nest = self.where.get(value, ("", 0, -1))
+        return value.fn in QUICK and value.kind == "map" and there == phase and nest >= 0 and value not in self.stored
+
+    def _leave_out_unread(self) -> None:
+        """Where a nest has no need of a value that others compute as well, leave it to them."""
+        for place in reversed(self._nests()):
+            phase, at, i = place
+            nest = self.stages[phase][at].nests[i]
+            read: set[Value] = set()
+            for value in reversed(nest.values):
+                others = self.again.get(value)
+                if others and value not in read and not (self.where[value] == place and self._is_read(value, nest)):
+                    nest.values.remove(value)
+                    if self.where[value] == place:
+                        self.where[value] = phase, at, i = others[0]
+                        self.stages[phase][at].nests[i].again.remove(value)
+                    others.remove(self.where[value] if value not in nest.again else place)
+                    nest.again.discard(value)
+                else:
+                    read.update(value.reads())
+
+    def _is_read(self, value: Value, nest: Nest) -> bool:
+        """Whether anything reads what `nest` computes from where it is stored."""
+        if any(store.value is value for store in nest.stores):
+            return True
+        for user in self.users.get(value, ()):
+            if user.kind not in ("map", "reduce"):
+                return True
+            for phase, at, i in (self.where[user], *self.again.get(user, ())):
+                if i < 0 or value not in self.stages[phase][at].nests[i].values:
+                    return True
+        return False
+
     # ---- sums --------------------------------------------------------------------------------------------------
 
     def _add_sums(self) -> None:
@@ -358,15 +446,19 @@ class _Planner:
                     assert nest is not None
                     nest.stores.append(Store(v, value, piece, adding=True))
                 self.added.add(value)
+        for value in self.added:
+            join = value.args[0]
+            if join.kind == "join" and self.added.issuperset(self.users[join]):  # nobody reads it as a whole
+                for phase, at, i in self._nests():
+                    nest = self.stages[phase][at].nests[i]
+                    nest.stores = [store for store in nest.stores if store.target is not join]
 
     def add_up(self, program: Program) -> None:
         """Gradients of rows from outside are added up where they are computed, and stored nowhere else."""
-        for gradient in program.fixed_gradients.values():
-            nest = self._nest_of(gradient)
-            if nest is not None:
-                for store in nest.stores:
-                    if store.target is gradient:
-                        store.adding = True
+        gradients = set(program.fixed_gradients.values())
+        for stage in itertools.chain.from_iterable(self.stages.values()):
+            for store in itertools.chain.from_iterable(nest.stores for nest in stage.nests):
+                store.adding = store.adding or store.target in gradients
 
     def _nest_of(self, value: Value) -> Nest | None:
         phase, at, nest = self.where.get(value, ("", 0, -1))
@@ -384,11 +476,11 @@ class _Planner:
                     if place is not None:
                         self.places[value] = place
                 for nest in stage.nests:
-                    nest.stores.extend(Store(v, v) for v in nest.values if v in self.places)
+                    nest.stores.extend(Store(v, v) for v in nest.values if v in self.places and v not in nest.again)
 
     def _memory_for(self, value: Value) -> str | None:
         """What kind of memory a value needs that has no array of its own. None: it stays in registers."""
-        phase, at, nest = self.where[value]
+        phase, *_ = self.where[value]
         kinds = {None if value.kind == "map" else "step" if value.kind == "product" else "row"}
         if value.kind == "product" and phase == "block":
             kinds.add("block")
@@ -400,22 +492,34 @@ class _Planner:
                 aliases.extend((user, u) for u in self.users.get(user, ()))
             elif user.kind in ("outer", "rowsum"):
                 kinds.add(None if user in self.added else "block")
-            elif self.where[user][0] != phase:
-                kinds.add("block")
-            elif user.kind == "product" or self.where[user][1] != at:
-                kinds.add("block" if phase == "block" else "step")
-            elif user.kind == "join":
-                pieces = [p for p in user.pieces if p.ref.value is read]
-                kinds.add(None if read is value and value.kind == "map" and all(map(_is_direct, pieces)) else "row")
-            elif not (user in self.before or self._shares_loop(value, read, user, nest)):
-                kinds.add("row")
+            else:
+                for place in (self.where[user], *self.again.get(user, ())):
+                    kinds.add(self._memory_to_read(value, read, user, place))
         return next((kind for kind in ("block", "step", "row") if kind in kinds), None)
 
-    def _shares_loop(self, value: Value, read: Value, user: Value, nest: int) -> bool:
-        """Whether a value is read only in the loop that computes it, at the element that was just computed."""
-        space = user.space if user.kind == "reduce" else user.shape
+    def _memory_to_read(self, value: Value, read: Value, user: Value, place: tuple[str, int, int]) -> str | None:
+        """What kind of memory `user`, which is computed at `place`, needs of a value that it reads as `read`."""
+        phase, at, _ = self.where[value]
+        there, later, _ = place
+        if self.before.get(user) is read:  # it is stored where the product will be added to it
+            return None
+        if user.kind not in ("product", "join") and self._shares_loop(value, read, user, place):
+            return None
+        if there != phase:
+            return "block"
+        if user.kind == "product" or later != at:
+            return "block" if phase == "block" else "step"
+        if user.kind == "join":
+            pieces = [p for p in user.pieces if p.ref.value is read]
+            return None if read is value and value.kind == "map" and all(map(_is_direct, pieces)) else "row"
+        return "row"
+
+    def _shares_loop(self, value: Value, read: Value, user: Value, place: tuple[str, int, int]) -> bool:
+        """Whether a value is read only in a loop that computes it, at the element that was just computed."""
+        phase, at, nest = place
+        inside = self.stages[phase][at].nests[nest].values if nest >= 0 else ()
         refs = [ref for ref in user.refs() if ref.value is read]
-        return read is value and self.where[user][2] == nest and all(ref.is_whole(space) for ref in refs)
+        return read is value and value.kind == "map" and value in inside and all(r.is_whole(user.loops) for r in refs)
 
 
 def _extent(piece: Piece) -> Shape:

@@ -6,7 +6,7 @@ Slices, transposes, new axes and broadcasting make another view of the same valu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, cast
 
 from .program import Piece, Ref, Shape, Value
@@ -63,6 +63,16 @@ class View(NamedTuple):
             shape=tuple(1 if i < 0 else self.shape[i] for i in order),
             axes=tuple(NEW if i < 0 else self.axes[i] for i in order),
         )
+
+    def with_new(self, places: Collection[int]) -> View:
+        """With new axes of length 1, which then are at these places."""
+        old = iter(range(len(self.shape)))
+        return self.with_axes([-1 if i in places else next(old) for i in range(len(self.shape) + len(places))])
+
+    def without(self, new: Collection[int]) -> View:
+        """Without axes that are new, which are counted from the end; of those that it has."""
+        rank = len(self.shape)
+        return self.with_axes([i for i in range(rank) if i - rank not in new])
 
     def with_batch(self, at: int) -> View:
         """The same in all rows: the axis `at` is new, and now the batch."""

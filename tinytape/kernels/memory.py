@@ -240,3 +240,18 @@ class Memory:
             return j.new(j.builder.sitofp(numbers.raw, self.data))
 
         return self._function(index, self.vector(types.int64), write)
+
+    def prefetch(self) -> Any:
+        """A function that asks for memory which will soon be read."""
+
+        def prefetch(address, j):
+            """Have the cache line of element `j`, which need not exist, on its way."""
+
+        def write(address: Value, j: Value) -> None:
+            data = ir.FunctionType(ir.VoidType(), [_INT8.as_pointer(), *[_INT32] * 3])
+            to_read, keep = ir.Constant(_INT32, 0), ir.Constant(_INT32, 3)
+            function = cgutils.get_or_insert_function(address.builder.module, data, "llvm.prefetch.p0")
+            pointer = _pointer(address, j, _INT8, self.size)
+            address.builder.call(function, [pointer, to_read, keep, ir.Constant(_INT32, 1)])
+
+        return self._function(prefetch, types.void(types.int64, types.int64), write)

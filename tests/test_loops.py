@@ -1,0 +1,105 @@
+"""The loops of a compiled step: what they read has been written, and what they write is read. Nothing is compiled."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+import tinytape as tt
+from random_cells import FEATURES, cells
+from tinytape import nn
+from tinytape.compile import attempt
+
+LASTING = ("history", "ys", "carry", "dcarry", "dx", "dfixed")
+FLEETING = ("row", "step", "block")
+
+
+def base(value):
+    while value.kind == "alias":
+        value = value.args[0]
+    return value
+
+
+class Memory:
+    """What has been written on the way through a half, and what is read from there."""
+
+    def __init__(self, half, there, phases):
+        self.half, self.written, self.read = half, set(there), set()
+        self.pieces = {}
+        for stages in phases:
+            for stage in stages:
+                self.go_through(stage)
+
+    def take(self, value):
+        value = base(value)
+        is_given = value.kind in ("carry", "x", "fixed", "seed_carry", "seed_y", "invariant")
+        assert is_given or value in self.written, f"{value} of {value.source} is read before it is written"
+        self.read.add(value)
+
+    def go_through(self, stage):
+        for value in stage.products:
+            self.take(value.args[0])
+            self.written.add(self.half.onto.get(value, value))
+        for nest in stage.nests:
+            inside = set()
+            for value in nest.values:
+                for ref in value.refs():
+                    if not (ref.value in inside and ref.value.kind == "map" and ref.is_whole(value.loops)):
+                        self.take(ref.value)
+                inside.add(value)
+            for store in nest.stores:
+                assert store.value in inside
+                self.put(store)
+
+    def put(self, store):
+        if store.piece is None:
+            assert store.target not in self.written or store.adding, f"{store.target} is written twice"
+            self.written.add(store.target)
+        elif not store.adding:
+            pieces = self.pieces.setdefault(store.target, set())
+            assert store.piece not in pieces
+            pieces.add(store.piece)
+            if len(pieces) == len(store.target.pieces):
+                self.written.add(store.target)
+
+
+def fleeting(half):
+    return {value for value, place in half.places.items() if place in FLEETING and value.kind != "alias"}
+
+
+def check(plan):
+    """Go through both halves; values that are stored for nobody."""
+    forward = Memory(plan.forward, (), (plan.forward.block, plan.forward.step))
+    unread = fleeting(plan.forward) - forward.read
+    if plan.backward is not None:
+        lasting = {v for v in forward.written if plan.forward.places.get(v, "").startswith(LASTING)}
+        backward = Memory(plan.backward, lasting, (plan.backward.step, plan.backward.block))
+        for value in plan.sums:
+            for operand in value.args:
+                backward.take(operand)
+        unread |= fleeting(plan.backward) - backward.read
+    return unread
+
+
+@settings(suppress_health_check=list(HealthCheck))
+@given(cell=cells(features=FEATURES - {"counter"}))
+def test_what_is_read_was_written(cell):
+    try:
+        found = tt.scan.explain(cell.f, cell.init, cell.xs, cell.length)
+        assert found.reason is None
+        check(found.plan)
+    finally:
+        attempt._plans.clear()
+
+
+CELLS = [nn.RNNCell, nn.GRUCell, nn.LSTMCell, nn.PeepholeLSTMCell, nn.LayerNormLSTMCell, nn.MinimalGatedUnitCell]
+
+
+@pytest.mark.parametrize("kind", CELLS, ids=lambda kind: kind.__name__)
+def test_what_is_written_is_read(kind):
+    cell, h = kind(3, 5), tt.zeros((4, 5), requires_grad=True)
+
+    def step(state, x):
+        state = cell(x, state)
+        return state, state[0] if isinstance(state, tuple) else state
+
+    found = tt.scan.explain(step, (h, tt.zeros((4, 5))) if "LSTM" in kind.__name__ else h, tt.zeros((2, 4, 3)))
+    assert found.reason is None and not check(found.plan)
