@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from .loops import Nest, Store
 from .program import Ref, Value
-from .schedule import Nest, Store
 
 if TYPE_CHECKING:
     from .emit_numba import Writer

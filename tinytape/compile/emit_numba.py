@@ -13,8 +13,9 @@ import numpy as np
 from .dims import Axis, Dims
 from .emit_loops import Body, loops
 from .emit_numpy import names_of
+from .loops import Half, Nest, Stage
 from .program import Program, Value
-from .schedule import Half, Nest, Schedule, Stage
+from .schedule import Schedule
 
 __all__ = ["Entry", "Kernel", "Writer", "numba_source"]
 

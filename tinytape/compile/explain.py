@@ -13,8 +13,9 @@ from .dims import Dims
 from .emit_numba import numba_source
 from .emit_numpy import names_of, numpy_source
 from .keep import phases
+from .loops import Half, Nest, Stage
 from .program import Program, Ref, Value
-from .schedule import Half, Nest, Schedule, Stage
+from .schedule import Schedule
 
 __all__ = ["Explanation"]
 

@@ -15,10 +15,11 @@ from ..kernels import threads, workspace
 from .addresses import bases_of
 from .emit_numba import Kernel
 from .layout import Layout, Pad, Space, Strides, strides_of
+from .loops import Half
 from .packs import Matrix, products
 from .program import Program, Value
 from .results import maker
-from .schedule import Half, Schedule
+from .schedule import Schedule
 
 __all__ = ["Form", "Forms", "History", "Shares"]
 

@@ -16,8 +16,8 @@ from ..engine.tree import Array
 from ..kernels import workspace
 from ..kernels.address import address_of
 from .emit_numba import Entry, Kernel
+from .loops import Half
 from .program import Program, Value
-from .schedule import Half
 
 __all__ = ["ALIGN", "Layout", "Memory", "Pad", "Strides", "strides_of"]
 

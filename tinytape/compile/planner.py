@@ -1,0 +1,367 @@
+"""From values to loops: which values share a loop, and where each value lies.
+
+Products divide the work into stages: each stage is some products and then one loop over the batch's rows, in which
+values that are read element by element share loops (`Nest`). What is read only where it was computed stays in
+registers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from .dims import Dims
+from .keep import QUICK
+from .loops import Half, Nest, Stage, Store
+from .program import Piece, Program, Ref, Shape, Value
+
+__all__ = ["Planner"]
+
+REPEATED = 3  # operations that take no longer than to read a vector
+
+
+class Planner:
+    """Half of a program on its way to loops.
+
+    Parameters
+    ----------
+    dims : Dims
+    shared : dict
+        The values that have arrays of their own, and which.
+    block, step : list of Value
+        What is computed for a block of steps at once, and in each step, in an order in which it can be.
+    sums : list of Value
+        What is summed over steps and rows.
+    """
+
+    def __init__(
+        self, dims: Dims, shared: dict[Value, str], block: list[Value], step: list[Value], sums: list[Value]
+    ) -> None:
+        self.dims = dims
+        self.places = dict(shared)
+        self.stored = set(shared)  # values with an array of their own
+        self.sums, self.added = sums, set[Value]()
+        self.values = {"block": block, "step": step}
+        self.users: dict[Value, list[Value]] = {}
+        for user in (*block, *step, *sums):
+            for value in user.reads():
+                self.users.setdefault(value, []).append(user)
+        self.onto: dict[Value, Value] = {}
+        self.before: dict[Value, Value] = {}  # of a value that a product is added to: what lies there first
+        self.where: dict[Value, tuple[str, int, int]] = {}  # phase, stage, and nest or -1
+        self.again: dict[Value, list[tuple[str, int, int]]] = {}  # later nests that compute it too
+        self.stages: dict[str, list[Stage]] = {}
+
+    def half(self, block_first: bool) -> Half:
+        for phase in ("block", "step") if block_first else ("step", "block"):
+            self.stages[phase] = self._stages(phase, self.values[phase])
+        for phase, at, i in self._nests():
+            self._repeat(phase, at, i)
+        self._leave_out_unread()
+        self._add_sums()
+        self._place()
+        for stage in itertools.chain.from_iterable(self.stages.values()):
+            stage.nests = [nest for nest in stage.nests if nest.values]
+        return Half(self.stages["block"], self.stages["step"], self.places, self.onto)
+
+    # ---- stages and nests --------------------------------------------------------------------------------------
+
+    def _stages(self, phase: str, values: list[Value]) -> list[Stage]:
+        values = self._with_sums_in_place(values)
+        here = set(values)
+        level: dict[Value, int] = {}
+        for value in values:
+            below = max((level[v] for v in value.reads() if v in here), default=0)
+            level[value] = below + (value.kind == "product")
+        last = max(level.values(), default=0)
+        latest = {v: level[v] if v.kind == "product" or v in self.before else last for v in values}
+        for value in reversed(values):
+            bound = latest[value] - (value.kind == "product" or value in self.before)
+            for v in value.reads():
+                if v in here and v.kind != "product" and v not in self.before:
+                    latest[v] = max(min(latest[v], bound), level[v])
+            if value in self.before:
+                first = self.before[value]
+                latest[first] = max(min(latest[first], bound), level[first])
+        stages = [Stage() for _ in range(last + 1)]
+        chosen: dict[Value, int] = {}
+        for value in values:
+            # Next to what it reads from registers; else, if it reads memory alone, next to what reads it.
+            beside = [chosen[v] for v in value.reads() if v in chosen and v.kind not in ("product", "alias")]
+            at = latest[value] if value.kind == "product" or value in self.before else max(beside, default=-1)
+            if at < 0:
+                at = latest[value] if self.users.get(value) else level[value]
+            ready = max((chosen[v] for v in value.reads() if v in chosen), default=0)
+            at = chosen[value] = min(max(at, level[value], ready), latest[value])
+            if value.kind == "product":
+                stages[at].products.append(value)
+            if value.kind == "product" or value in self.before:
+                self.where[value] = phase, at, -1
+            elif value.kind == "alias":
+                self.where[value] = self.where.get(value.args[0], (phase, at, -1))
+            elif value.kind == "join":
+                self._join(stages[at], value, phase, at)
+            else:
+                self._into_nest(stages[at], value, phase, at)
+        for value in values:
+            first = self.before.get(value)
+            if first is not None:
+                _, at, nest = self.where[first]
+                stages[at].nests[nest].stores.append(Store(first, value))
+        return stages
+
+    def _with_sums_in_place(self, values: list[Value]) -> list[Value]:
+        """Find sums with a product that are stored anyway: the product is then added to the other part in place."""
+        here, seen, depths = set(values), set[Value](), _depths(values)
+        result: list[Value] = []
+        for value in values:
+            if value.kind == "map" and value.fn == "add" and value in self.stored:
+                for product, rest in (value.args, value.args[::-1]):
+                    product = self._alone(product, value, here)
+                    other = rest.value if isinstance(rest, Ref) and rest.is_whole(value.shape) else None
+                    if product is None or (other is not None and depths.get(other, 0) >= depths[product]):
+                        continue
+                    if other is None or other.kind != "map" or other not in seen or other in self.before:
+                        if any(depths.get(v, 0) >= depths[product] for v in value.reads() if v is not product):
+                            continue
+                        other = self._copy(value.shape, rest, value)
+                        result.append(other)
+                        for read in other.reads():
+                            self.users.setdefault(read, []).append(other)
+                    self.onto[product], self.before[value] = value, other
+                    break
+            seen.add(value)
+            result.append(value)
+        return result
+
+    def _alone(self, arg: Any, reader: Value, here: set[Value]) -> Value | None:
+        """A product that is read whole by `reader`, and by nothing else."""
+        if not (isinstance(arg, Ref) and arg.is_whole(reader.shape) and arg.value.kind == "product"):
+            return None
+        alone = arg.value in here and self.users.get(arg.value) == [reader] and arg.value not in self.stored
+        return arg.value if alone else None
+
+    def _copy(self, shape: Shape, arg: Any, cause: Value) -> Value:
+        copy = Value("map", shape, (arg,), fn="copy", source=cause.source)
+        self.dims.add(copy)
+        return copy
+
+    def _into_nest(self, stage: Stage, value: Value, phase: str, at: int) -> None:
+        space = value.loops
+        axes = value.axes if value.kind == "reduce" else None
+        extent = self.dims.of_space(value)
+        first = 0
+        for ref in value.refs():
+            place = self.where.get(ref.value)
+            if place is not None and place[:2] == (phase, at) and place[2] >= 0:
+                first = max(first, place[2] + (not (ref.value.kind == "map" and ref.is_whole(space))))
+        for i in range(first, len(stage.nests)):
+            nest = stage.nests[i]
+            if self.dims.of_space(nest.values[0]) == extent and (axes is None or nest.reduced in (None, axes)):
+                break
+        else:
+            stage.nests.append(Nest())
+            i, nest = len(stage.nests) - 1, stage.nests[-1]
+        nest.reduced = nest.reduced if axes is None else axes
+        nest.values.append(value)
+        self.where[value] = phase, at, i
+
+    def _join(self, stage: Stage, value: Value, phase: str, at: int) -> None:
+        """Each piece is stored where it is computed, or copied."""
+        last = 0
+        for piece in value.pieces:
+            source, place = piece.ref.value, self.where.get(piece.ref.value)
+            near = place is not None and place[:2] == (phase, at) and place[2] >= 0
+            if not (near and _is_direct(piece)):
+                source = self._copy(_extent(piece), piece.ref, value)
+                self.users.setdefault(piece.ref.value, []).append(source)
+                self._into_nest(stage, source, phase, at)
+            nest = self.where[source][2]
+            stage.nests[nest].stores.append(Store(source, value, piece))
+            last = max(last, nest)
+        self.where[value] = phase, at, last
+
+    # ---- values in several nests -------------------------------------------------------------------------------
+
+    def _nests(self) -> list[tuple[str, int, int]]:
+        return [
+            (phase, at, i)
+            for phase, stages in self.stages.items()
+            for at, stage in enumerate(stages)
+            for i in range(len(stage.nests))
+        ]
+
+    def _repeat(self, phase: str, at: int, i: int) -> None:
+        """Compute again, in this nest, what it reads and what takes no longer to compute than to read."""
+        nest = self.stages[phase][at].nests[i]
+        values: dict[Value, None] = {}
+        apart = {ref.value for user in nest.values for ref in user.refs() if not ref.is_whole(user.loops)}
+        for user in nest.values:
+            for value in user.reads():
+                made = [] if value in nest.values else self._quickly_made(value, phase)
+                if apart.isdisjoint(made):  # else its other elements are read there too
+                    values.update(dict.fromkeys(made))
+            values[user] = None
+        nest.again = set(values).difference(nest.values)
+        nest.values = list(values)
+        for value in nest.again:
+            self.again.setdefault(value, []).append((phase, at, i))
+
+    def _quickly_made(self, value: Value, phase: str) -> list[Value]:
+        """What to compute for a value, in order, if that reads one vector, and else single numbers: no more than it."""
+        found: dict[Value, None] = {}
+        vectors: set[Ref] = set()
+
+        def follow(value: Value) -> None:
+            for ref in value.refs():
+                if self._is_quick(ref.value, phase) and ref.is_whole(value.shape):
+                    follow(ref.value)
+                elif any(axis is not None for _, _, axis in ref.index):
+                    vectors.add(ref)
+            found[value] = None
+
+        if self._is_quick(value, phase):
+            follow(value)
+        return list(found) if len(vectors) <= 1 and len(found) <= REPEATED else []
+
+    def _is_quick(self, value: Value, phase: str) -> bool:
+        """Whether it is an operation of a nest that is as quick as to read its result."""
+        there, _, nest = self.where.get(value, ("", 0, -1))
+        return value.fn in QUICK and value.kind == "map" and there == phase and nest >= 0 and value not in self.stored
+
+    def _leave_out_unread(self) -> None:
+        """Where a nest has no need of a value that others compute as well, leave it to them."""
+        for place in reversed(self._nests()):
+            phase, at, i = place
+            nest = self.stages[phase][at].nests[i]
+            read: set[Value] = set()
+            for value in reversed(nest.values):
+                others = self.again.get(value)
+                if others and value not in read and not (self.where[value] == place and self._is_read(value, nest)):
+                    nest.values.remove(value)
+                    if self.where[value] == place:
+                        self.where[value] = phase, at, i = others[0]
+                        self.stages[phase][at].nests[i].again.remove(value)
+                    others.remove(self.where[value] if value not in nest.again else place)
+                    nest.again.discard(value)
+                else:
+                    read.update(value.reads())
+
+    def _is_read(self, value: Value, nest: Nest) -> bool:
+        """Whether anything reads what `nest` computes from where it is stored."""
+        if any(store.value is value for store in nest.stores):
+            return True
+        for user in self.users.get(value, ()):
+            if user.kind not in ("map", "reduce"):
+                return True
+            for phase, at, i in (self.where[user], *self.again.get(user, ())):
+                if i < 0 or value not in self.stages[phase][at].nests[i].values:
+                    return True
+        return False
+
+    # ---- sums --------------------------------------------------------------------------------------------------
+
+    def _add_sums(self) -> None:
+        """Sums over rows of what a nest computes are added up there; others wait for the block's end."""
+        for value in self.sums:
+            if value.kind != "rowsum":
+                continue
+            source = value.args[0]
+            parts = [(p.ref.value, p) for p in source.pieces] if source.kind == "join" else [(source, None)]
+            nests = [self._nest_of(v) if p is None or _is_direct(p) else None for v, p in parts]
+            if all(nest is not None for nest in nests):
+                for (v, piece), nest in zip(parts, nests, strict=True):
+                    assert nest is not None
+                    nest.stores.append(Store(v, value, piece, adding=True))
+                self.added.add(value)
+        for value in self.added:
+            join = value.args[0]
+            if join.kind == "join" and self.added.issuperset(self.users[join]):  # nobody reads it as a whole
+                for phase, at, i in self._nests():
+                    nest = self.stages[phase][at].nests[i]
+                    nest.stores = [store for store in nest.stores if store.target is not join]
+
+    def add_up(self, program: Program) -> None:
+        """Gradients of rows from outside are added up where they are computed, and stored nowhere else."""
+        gradients = set(program.fixed_gradients.values())
+        for stage in itertools.chain.from_iterable(self.stages.values()):
+            for store in itertools.chain.from_iterable(nest.stores for nest in stage.nests):
+                store.adding = store.adding or store.target in gradients
+
+    def _nest_of(self, value: Value) -> Nest | None:
+        phase, at, nest = self.where.get(value, ("", 0, -1))
+        found = self.stages[phase][at].nests[nest] if nest >= 0 else None
+        return found if found is not None and value in found.values and value.kind == "map" else None
+
+    # ---- places ------------------------------------------------------------------------------------------------
+
+    def _place(self) -> None:
+        for phase in self.stages.values():
+            for stage in phase:
+                joins = [s.target for n in stage.nests for s in n.stores if s.piece is not None and not s.adding]
+                for value in (*stage.products, *(v for n in stage.nests for v in n.values), *joins):
+                    place = None if value in self.places or value in self.onto else self._memory_for(value)
+                    if place is not None:
+                        self.places[value] = place
+                for nest in stage.nests:
+                    nest.stores.extend(Store(v, v) for v in nest.values if v in self.places and v not in nest.again)
+
+    def _memory_for(self, value: Value) -> str | None:
+        """What kind of memory a value needs that has no array of its own. None: it stays in registers."""
+        phase, *_ = self.where[value]
+        kinds = {None if value.kind == "map" else "step" if value.kind == "product" else "row"}
+        if value.kind == "product" and phase == "block":
+            kinds.add("block")
+        aliases = [(value, user) for user in self.users.get(value, ())]
+        while aliases:
+            read, user = aliases.pop()
+            if user.kind == "alias":
+                kinds.add("row")
+                aliases.extend((user, u) for u in self.users.get(user, ()))
+            elif user.kind in ("outer", "rowsum"):
+                kinds.add(None if user in self.added else "block")
+            else:
+                for place in (self.where[user], *self.again.get(user, ())):
+                    kinds.add(self._memory_to_read(value, read, user, place))
+        return next((kind for kind in ("block", "step", "row") if kind in kinds), None)
+
+    def _memory_to_read(self, value: Value, read: Value, user: Value, place: tuple[str, int, int]) -> str | None:
+        """What kind of memory `user`, which is computed at `place`, needs of a value that it reads as `read`."""
+        phase, at, _ = self.where[value]
+        there, later, _ = place
+        if self.before.get(user) is read:  # it is stored where the product will be added to it
+            return None
+        if user.kind not in ("product", "join") and self._shares_loop(value, read, user, place):
+            return None
+        if there != phase:
+            return "block"
+        if user.kind == "product" or later != at:
+            return "block" if phase == "block" else "step"
+        if user.kind == "join":
+            pieces = [p for p in user.pieces if p.ref.value is read]
+            return None if read is value and value.kind == "map" and all(map(_is_direct, pieces)) else "row"
+        return "row"
+
+    def _shares_loop(self, value: Value, read: Value, user: Value, place: tuple[str, int, int]) -> bool:
+        """Whether a value is read only in a loop that computes it, at the element that was just computed."""
+        phase, at, nest = place
+        inside = self.stages[phase][at].nests[nest].values if nest >= 0 else ()
+        refs = [ref for ref in user.refs() if ref.value is read]
+        return read is value and value.kind == "map" and value in inside and all(r.is_whole(user.loops) for r in refs)
+
+
+def _extent(piece: Piece) -> Shape:
+    return tuple(n for _, _, n in piece.place)
+
+
+def _is_direct(piece: Piece) -> bool:
+    """Whether it holds all of a map, in order."""
+    return piece.ref.value.kind == "map" and piece.ref.is_whole(_extent(piece))
+
+
+def _depths(values: list[Value]) -> dict[Value, int]:
+    """How many products lie on the longest way to each value."""
+    depths: dict[Value, int] = {}
+    for value in values:
+        depths[value] = max((depths.get(v, 0) for v in value.reads()), default=0) + (value.kind == "product")
+    return depths
