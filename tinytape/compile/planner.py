@@ -8,7 +8,7 @@ registers.
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, TypeAlias
 
 from .dims import Dims
 from .keep import QUICK
@@ -18,6 +18,9 @@ from .program import Piece, Program, Ref, Shape, Value
 __all__ = ["Planner"]
 
 REPEATED = 3  # operations that take no longer than to read a vector
+
+Place: TypeAlias = tuple[str, int, int]
+"""Where a value is computed: phase, stage, and nest, or -1 if it is in none."""
 
 
 class Planner:
@@ -48,15 +51,15 @@ class Planner:
                 self.users.setdefault(value, []).append(user)
         self.onto: dict[Value, Value] = {}
         self.before: dict[Value, Value] = {}  # of a value that a product is added to: what lies there first
-        self.where: dict[Value, tuple[str, int, int]] = {}  # phase, stage, and nest or -1
-        self.again: dict[Value, list[tuple[str, int, int]]] = {}  # later nests that compute it too
+        self.where: dict[Value, Place] = {}
+        self.again: dict[Value, list[Place]] = {}  # later nests that compute it too
         self.stages: dict[str, list[Stage]] = {}
 
     def half(self, block_first: bool) -> Half:
         for phase in ("block", "step") if block_first else ("step", "block"):
             self.stages[phase] = self._stages(phase, self.values[phase])
-        for phase, at, i in self._nests():
-            self._repeat(phase, at, i)
+        for place in self._nests():
+            self._repeat(place)
         self._leave_out_unread()
         self._add_sums()
         self._place()
@@ -183,7 +186,7 @@ class Planner:
 
     # ---- values in several nests -------------------------------------------------------------------------------
 
-    def _nests(self) -> list[tuple[str, int, int]]:
+    def _nests(self) -> list[Place]:
         return [
             (phase, at, i)
             for phase, stages in self.stages.items()
@@ -191,21 +194,25 @@ class Planner:
             for i in range(len(stage.nests))
         ]
 
-    def _repeat(self, phase: str, at: int, i: int) -> None:
+    def _nest_at(self, place: Place) -> Nest:
+        phase, at, i = place
+        return self.stages[phase][at].nests[i]
+
+    def _repeat(self, place: Place) -> None:
         """Compute again, in this nest, what it reads and what takes no longer to compute than to read."""
-        nest = self.stages[phase][at].nests[i]
+        nest = self._nest_at(place)
         values: dict[Value, None] = {}
         apart = {ref.value for user in nest.values for ref in user.refs() if not ref.is_whole(user.loops)}
         for user in nest.values:
             for value in user.reads():
-                made = [] if value in nest.values else self._quickly_made(value, phase)
+                made = [] if value in nest.values else self._quickly_made(value, place[0])
                 if apart.isdisjoint(made):  # else its other elements are read there too
                     values.update(dict.fromkeys(made))
             values[user] = None
         nest.again = set(values).difference(nest.values)
         nest.values = list(values)
         for value in nest.again:
-            self.again.setdefault(value, []).append((phase, at, i))
+            self.again.setdefault(value, []).append(place)
 
     def _quickly_made(self, value: Value, phase: str) -> list[Value]:
         """What to compute for a value, in order, if that reads one vector, and else single numbers: no more than it."""
@@ -232,20 +239,20 @@ class Planner:
     def _leave_out_unread(self) -> None:
         """Where a nest has no need of a value that others compute as well, leave it to them."""
         for place in reversed(self._nests()):
-            phase, at, i = place
-            nest = self.stages[phase][at].nests[i]
+            nest = self._nest_at(place)
             read: set[Value] = set()
             for value in reversed(nest.values):
-                others = self.again.get(value)
-                if others and value not in read and not (self.where[value] == place and self._is_read(value, nest)):
-                    nest.values.remove(value)
-                    if self.where[value] == place:
-                        self.where[value] = phase, at, i = others[0]
-                        self.stages[phase][at].nests[i].again.remove(value)
-                    others.remove(self.where[value] if value not in nest.again else place)
-                    nest.again.discard(value)
-                else:
+                others, is_first = self.again.get(value), self.where[value] == place
+                if value in read or not others or (is_first and self._is_read(value, nest)):
                     read.update(value.reads())
+                    continue
+                nest.values.remove(value)
+                if is_first:
+                    self.where[value] = others.pop(0)
+                    self._nest_at(self.where[value]).again.remove(value)
+                else:
+                    others.remove(place)
+                    nest.again.remove(value)
 
     def _is_read(self, value: Value, nest: Nest) -> bool:
         """Whether anything reads what `nest` computes from where it is stored."""
@@ -254,8 +261,8 @@ class Planner:
         for user in self.users.get(value, ()):
             if user.kind not in ("map", "reduce"):
                 return True
-            for phase, at, i in (self.where[user], *self.again.get(user, ())):
-                if i < 0 or value not in self.stages[phase][at].nests[i].values:
+            for place in (self.where[user], *self.again.get(user, ())):
+                if place[2] < 0 or value not in self._nest_at(place).values:
                     return True
         return False
 
@@ -277,20 +284,19 @@ class Planner:
         for value in self.added:
             join = value.args[0]
             if join.kind == "join" and self.added.issuperset(self.users[join]):  # nobody reads it as a whole
-                for phase, at, i in self._nests():
-                    nest = self.stages[phase][at].nests[i]
+                for nest in map(self._nest_at, self._nests()):
                     nest.stores = [store for store in nest.stores if store.target is not join]
 
     def add_up(self, program: Program) -> None:
         """Gradients of rows from outside are added up where they are computed, and stored nowhere else."""
         gradients = set(program.fixed_gradients.values())
-        for stage in itertools.chain.from_iterable(self.stages.values()):
-            for store in itertools.chain.from_iterable(nest.stores for nest in stage.nests):
+        for nest in map(self._nest_at, self._nests()):
+            for store in nest.stores:
                 store.adding = store.adding or store.target in gradients
 
     def _nest_of(self, value: Value) -> Nest | None:
-        phase, at, nest = self.where.get(value, ("", 0, -1))
-        found = self.stages[phase][at].nests[nest] if nest >= 0 else None
+        place = self.where.get(value, ("", 0, -1))
+        found = self._nest_at(place) if place[2] >= 0 else None
         return found if found is not None and value in found.values and value.kind == "map" else None
 
     # ---- places ------------------------------------------------------------------------------------------------
@@ -325,7 +331,7 @@ class Planner:
                     kinds.add(self._memory_to_read(value, read, user, place))
         return next((kind for kind in ("block", "step", "row") if kind in kinds), None)
 
-    def _memory_to_read(self, value: Value, read: Value, user: Value, place: tuple[str, int, int]) -> str | None:
+    def _memory_to_read(self, value: Value, read: Value, user: Value, place: Place) -> str | None:
         """What kind of memory `user`, which is computed at `place`, needs of a value that it reads as `read`."""
         phase, at, _ = self.where[value]
         there, later, _ = place
@@ -342,10 +348,9 @@ class Planner:
             return None if read is value and value.kind == "map" and all(map(_is_direct, pieces)) else "row"
         return "row"
 
-    def _shares_loop(self, value: Value, read: Value, user: Value, place: tuple[str, int, int]) -> bool:
+    def _shares_loop(self, value: Value, read: Value, user: Value, place: Place) -> bool:
         """Whether a value is read only in a loop that computes it, at the element that was just computed."""
-        phase, at, nest = place
-        inside = self.stages[phase][at].nests[nest].values if nest >= 0 else ()
+        inside = self._nest_at(place).values if place[2] >= 0 else ()
         refs = [ref for ref in user.refs() if ref.value is read]
         return read is value and value.kind == "map" and value in inside and all(r.is_whole(user.loops) for r in refs)
 
