@@ -1,5 +1,6 @@
 """What a step takes from outside: a plan is used again only where that is the same."""
 
+import functools
 import types
 from functools import partial
 
@@ -124,6 +125,143 @@ def test_a_variable_that_is_not_assigned_yet():
     assign(2.0)
     assert not empty.still_of(first)
     assert look_through(first).key != empty.key == look_through(second).key
+
+
+@pytest.mark.parametrize("together", [lambda w: (w, w.detach()), lambda w: (w.detach(), w)])
+def test_tensors_that_share_their_memory_do_not_pass_for_others(together):
+    """A plan knows tensors by their memory: what one such pair is traced to, two tensors must not be taken for."""
+    rng = np.random.default_rng(0)
+    x, h = rng.normal(size=(4, 2, 3)), rng.normal(size=(2, 3))
+
+    def gradients(one, other, compiled):
+        init = tt.tensor(h, requires_grad=True)
+        carry, _ = tt.scan(lambda h, x: (tt.tanh(h @ one + x @ other), None), init, x, compiled=compiled)
+        (carry * carry).sum().backward()
+        return init.grad.data
+
+    weights = [tt.tensor(rng.normal(size=(3, 3)), requires_grad=True) for _ in range(3)]
+    pairs = [together(weights[0]), (weights[0], weights[1]), (weights[2].detach(), weights[1]), together(weights[2])]
+    for pair in (*pairs, *pairs):
+        np.testing.assert_allclose(gradients(*pair, "auto"), gradients(*pair, False), rtol=1e-9)
+
+
+class Settings:
+    factor = 2.0
+
+
+class Several(list):
+    factor = 2.0
+
+    def __getitem__(self, i):
+        return self.factor * HERE["factor"]
+
+
+class Lazy:
+    def __init__(self):
+        self.held = HERE["factor"]
+
+    @functools.cached_property
+    def factor(self):
+        return self.held
+
+
+HERE = {"factor": 2.0}
+ORDERED = {"a": 2.0, "b": 3.0}
+NOTHING = None
+
+
+def by_class(h, x):
+    return h * Settings.factor, x
+
+
+def by_attribute(h, x):
+    return h * by_attribute.factor, x
+
+
+def by_order(h, x):
+    for i, key in enumerate(ORDERED):
+        h = h * ORDERED[key] ** i
+    return h, x
+
+
+def by_what_is_there(h, x):
+    try:
+        return h * 2.0 if NOTHING is None else h, x
+    except NameError:
+        return h, x
+
+
+by_attribute.factor = 2.0
+set_here = lambda patch: patch.setitem(HERE, "factor", 3.0)  # noqa: E731
+several, get, lazy = Several([1.0]), {"factor": 2.0}.get, Lazy
+CHANGES = {
+    "an attribute of a class": (by_class, lambda patch: patch.setattr(Settings, "factor", 3.0)),
+    "an attribute of a function": (by_attribute, lambda patch: patch.setattr(by_attribute, "factor", 3.0)),
+    "the order of a dict": (by_order, lambda patch: patch.setitem(ORDERED, "a", ORDERED.pop("a"))),
+    "the kind of a key": (lambda h, x: (h if 1 in NUMBERED else x, x), lambda patch: swap_key()),
+    "a name that is gone": (by_what_is_there, lambda patch: patch.delitem(globals(), "NOTHING")),
+    "a method of Python's": (lambda h, x: (h * several[0], x), set_here),
+    "an attribute of a list": (lambda h, x: (h * several[0], x), lambda patch: several.__setattr__("factor", 4.0)),
+    "the owner of a method": (lambda h, x: (h * get("factor"), x), lambda patch: get.__self__.update(factor=3.0)),
+    "what a class is made with": (
+        lambda h, x: (h * lazy().factor, x),
+        lambda patch: patch.setitem(HERE, "factor", 3.0),
+    ),
+    "the bases of a class": (lambda h, x: (h * Derived.factor, x), lambda patch: rebase()),
+}
+
+
+class Other(Settings):
+    factor = 5.0
+
+
+class Derived(Settings):
+    pass
+
+
+NUMBERED = {1: 2.0}
+
+
+def swap_key():
+    NUMBERED[True] = NUMBERED.pop(1)
+
+
+def rebase():
+    Derived.__bases__ = (Other,)
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_change_is_seen(what, monkeypatch):
+    f, change = CHANGES[what]
+    found = look_through(f)
+    assert found.complete and found.still_of(f) and look_through(f).key == found.key
+    change(monkeypatch)
+    assert not found.still_of(f)
+    assert look_through(f).key != found.key
+
+
+UNEQUAL = [
+    (0.0, -0.0), (np.float64(0.0), np.float64(-0.0)), (complex(0, 0.0), complex(0, -0.0)), (slice(0, 3), slice(0, 4)),
+    (range(0, 3, 2), range(0, 4, 2)), (np.zeros(2), np.zeros(2, ">f8")), (1, True), ([1.0] * 20, [1.0] * 19 + [1]),
+    (np.dtype("f4"), np.dtype("f8")), ({1: 2.0}, {True: 2.0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pair", UNEQUAL, ids=str)
+def test_what_equals_another_is_not_the_same(pair):
+    (one, same), other = [look_through(made(pair[0], TENSOR)) for _ in range(2)], look_through(made(pair[1], TENSOR))
+    assert one.complete and other.complete
+    assert one.key == same.key != other.key and other.matched(made(pair[0], TENSOR)) is None
+
+
+def test_large_closures_are_described():
+    numbers = list(np.arange(3000.0).tolist())
+    tensors = [tt.ones(1) for _ in range(1500)]
+    first, second = look_through(made(numbers, tensors)), look_through(made([*numbers], [*tensors]))
+    assert first.complete and first.key == second.key and len(second.tensors) == 1500
+    numbers[2000] = -1.0
+    assert look_through(made(numbers, tensors)).key != first.key
+    assert not look_through(made(np.array([{}], object), TENSOR)).complete  # what is in it may change unseen
 
 
 class Holder:

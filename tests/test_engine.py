@@ -216,6 +216,12 @@ def test_to_look_at_a_gradient_changes_nothing(steps, shape):
         assert unread.grad.tolist() == np.full(shape, 7.0).tolist()
 
 
+def test_grad_is_a_tensor_whatever_array_arrives():
+    w = leaf(np.ones(3))
+    (w * np.ma.masked_array([1.0, 2.0, 3.0], mask=[0, 1, 0])).sum().backward()
+    assert type(w.grad) is tt.Tensor and type(w.grad.raw) is np.ndarray
+
+
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_grad_is_materialised_and_nobody_elses(create_graph):
     a, b, seed = leaf(np.ones((2, 3))), leaf(np.ones((2, 3))), np.ones((2, 3))

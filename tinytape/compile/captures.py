@@ -7,11 +7,11 @@ Integers, which may be positions, and NumPy's arrays, which a function may compu
 
 from __future__ import annotations
 
-import dis
 import itertools
 import types
-from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache, partial
+from collections.abc import Callable, Collection, Iterable
+from enum import Enum
+from functools import cached_property, partial
 from operator import is_
 from typing import Any, NamedTuple, cast
 
@@ -21,14 +21,14 @@ from ..engine.op import Op
 from ..engine.tensor import Tensor
 from ..engine.tree import Array, is_array
 from ..random import Generator
+from . import kinds
 from .guards import Guard, Matched
 
 __all__ = ["Captures", "look_through"]
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, types.EllipsisType, slice, range, np.dtype, np.generic)
 LARGE = 1 << 20  # bytes: larger arrays are not compared; the function is then traced each time
-_PACKAGE = __name__.split(".", 1)[0]
-MOST, DEEPEST = 1000, 30  # how many objects are looked at, and how far inside others: a trace costs no more
+MOST, DEEPEST = 1000, 30  # how many objects are looked at beside tensors and constants, and how far inside others
+SEVERAL = 8  # constants that are compared by a loop
 
 
 class Captures(NamedTuple):
@@ -111,7 +111,7 @@ class _Look:
 
     def at(self, x: Any, y: str) -> Any:
         kind, guard = x.__class__, self.guard
-        if kind in _PLAIN or issubclass(kind, np.generic):
+        if kinds.is_a_constant(x):
             return self._plain(x, y)
         if id(x) in self.names:
             guard.require(f"{y} is {self.names[id(x)]}")
@@ -123,155 +123,191 @@ class _Look:
                 same = f"{same} and {guard.constant(settled.holds)}()" if settled.may_change else same
                 guard.require(f"{same} or {like}")
                 return "settled", settled.number
-        if self.settling is not None and not (kind in _FIXED or isinstance(x, type | np.ufunc)):
+        if self.settling is not None and not (kind in _FIXED or isinstance(x, np.ufunc) or kinds.is_a_library(x)):
             raise _Unsettled
         self.names[id(x)] = y
         self.alive.append(x)
-        if len(self.alive) > MOST or self.depth > DEEPEST:
-            self.complete = False
-            return "more", id(x)
         guard.require(f"{y}.__class__ is {guard.constant(kind)}")
         if isinstance(x, Tensor):
             return self._tensor(x, y)
         if is_array(x):
             self.tensors.append(x)
             return "array", *self._form(x, y), self._contents(x, y)
+        if len(self.alive) - len(self.tensors) > MOST or self.depth > DEEPEST:
+            self.complete = False
+            return "more", id(x)
         self.depth += 1
         try:
             return self._inside(x, y, kind)
         finally:
             self.depth -= 1
 
-    def _all(self, found: Iterable[Any], names: Iterable[str]) -> tuple[Any, ...]:
+    def _all(self, found: Collection[Any], y: str) -> tuple[Any, ...]:
+        """The items of what the guard knows as `y`, of which there are as many."""
+        if len(found) > SEVERAL and all(map(kinds.is_a_constant, found)):
+            self.guard.require(f"{self.guard.constant(kinds.are_same)}({y}, {self.guard.constant(tuple(found))})")
+            return tuple(map(kinds.constant_key, found))
+        return self._each(found, self.guard.unpack(y, len(found)))
+
+    def _each(self, found: Iterable[Any], names: Iterable[str]) -> tuple[Any, ...]:
         return tuple([self.at(x, y) for x, y in zip(found, names, strict=True)])
 
-    def _is(self, x: Any, y: str) -> None:
+    def _is(self, x: Any, y: str) -> Any:
+        """The very same object."""
         self.guard.require(f"{y} is {self.guard.constant(x)}")
+        return "object", kinds.Same(x)
 
     def _plain(self, x: Any, y: str) -> Any:
-        guard, kind = self.guard, x.__class__
-        same = f"{y} is {guard.constant(x)}"
-        if kind is float:  # -0.0 is another number, NaN is the same
-            guard.require(f"{same} or {y}.__class__ is float and repr({y}) == {guard.constant(repr(x))}")
-            return kind, repr(x)
-        guard.require(f"{same} or {y}.__class__ is {guard.constant(kind)} and {y} == {guard.constant(x)}")
-        return kind, x
+        guard = self.guard
+        known, like = guard.constant(x), guard.constant(kinds.is_same)
+        guard.require(f"{y} is {known} or {like}({y}, {known})")
+        return kinds.constant_key(x)
 
     def _tensor(self, x: Tensor, y: str) -> Any:
         self.tensors.append(x)
-        raw = self.guard.let(f"{y}.raw")
+        raw, shared = self.guard.let(f"{y}.raw"), self.names.get(id(x.raw))
+        if shared is None:
+            self.names[id(x.raw)] = raw
+        else:  # a plan knows tensors by their memory
+            self.guard.require(f"{raw} is {shared}")
         form = self._form(x.raw, raw)
         contents = None if x.raw.dtype.kind == "f" else self._contents(x.raw, raw)
         self.guard.require(f"{y}.node is {'' if x.node is None else 'not '}None")
-        return "tensor", *form, x.node is None, contents
+        return "tensor", *form, x.node is None, contents, shared
 
     def _form(self, x: Array, y: str) -> tuple[Any, ...]:
-        self.guard.require(f"{y}.shape == {self.guard.constant(x.shape)}", f"{y}.dtype.char == {x.dtype.char!r}")
-        return x.shape, x.dtype.char
+        shape, dtype = self.guard.constant(x.shape), self.guard.constant(x.dtype)
+        self.guard.require(f"{y}.shape == {shape}", f"{y}.dtype is {dtype} or {y}.dtype == {dtype}")
+        return x.shape, x.dtype
 
     def _contents(self, x: Array, y: str) -> int:
-        if x.nbytes > LARGE:
+        if x.nbytes > LARGE or x.dtype.hasobject:
             self.complete = False
             return 0
-        contents = _hashed(x)
-        self.guard.require(f"{self.guard.constant(_hashed)}({y}) == {self.guard.constant(contents)}")
+        contents = kinds.hashed(x)
+        self.guard.require(f"{self.guard.constant(kinds.hashed)}({y}) == {self.guard.constant(contents)}")
         return contents
 
     def _inside(self, x: Any, y: str, kind: Any) -> Any:
         guard = self.guard
-        if isinstance(x, tuple | list):
-            items = cast("list[Any]", x)
-            guard.require(f"len({y}) == {len(items)}")
-            return kind, self._all(items, guard.unpack(y, len(items)))
-        if isinstance(x, dict):
-            held = cast("dict[Any, Any]", x)
-            if self.settling is not None:
-                self.settling.sizes.append((held, len(held)))
-                self.settling.look_up(held, held)
-            if set(map(type, held)) <= {str}:
-                return kind, *self._members(held, y)
-            guard.require(f"len({y}) == {len(held)}")
-            keys = self._all(held, guard.unpack(y, len(held)))
-            return kind, keys, self._all(held.values(), guard.unpack(f"{y}.values()", len(held)))
+        if issubclass(kind, tuple | list | dict):
+            key = self._container(x, y)
+            held = getattr(x, "__dict__", None)
+            if held is not None and kind.__flags__ & kinds.HEAP_TYPE:  # of a class that a user derived from these
+                key = *key, self._members(held, guard.let(f"{y}.__dict__")), self._class(cast(Any, kind))
+            return kind, *key
         if kind is types.FunctionType:
             return self._function(x, y)
+        if kind is slice:
+            return self._parts(kind, x, y, "start", "stop", "step")
         if kind is types.MethodType:
             return self._parts("method", x, y, "__func__", "__self__")
+        if isinstance(x, types.BuiltinFunctionType) and not isinstance(x.__self__, types.ModuleType | type | None):
+            return self._parts("method", x, y, "__name__", "__self__")
         if isinstance(x, partial):
             return self._parts("partial", x, y, "func", "args", "keywords")
-        # A generator is known by itself alone: drawing from it in a step is refused by the trace.
-        if isinstance(x, type | types.BuiltinFunctionType | np.ufunc | Generator) or kind.__module__ == "functools":
-            self._is(x, y)
-            return "object", x
         if isinstance(x, property):
             return self._parts("property", x, y, "fget")
+        if isinstance(x, cached_property):
+            return self._parts("property", x, y, "func")
         if isinstance(x, staticmethod | classmethod):
             return self._parts(kind, x, y, "__func__")
-        if hasattr(x, "__dict__") and _is_plain(kind):  # what it holds, and what its methods reach
+        if isinstance(x, type) and not kinds.is_a_library(x):
+            return *self._is(x, y), self._class(x)
+        # A generator is known by itself alone: drawing from it in a step is refused by the trace.
+        fixed = isinstance(x, type | types.BuiltinFunctionType | np.ufunc | Generator | Enum)
+        if fixed or kind.__module__ == "functools":
+            return self._is(x, y)
+        if hasattr(x, "__dict__") and kinds.is_plain(kind):  # what it holds, and what its methods reach
             members = self._members(cast("dict[str, Any]", vars(x)), guard.let(f"{y}.__dict__"))
             return kind, members, self._class(kind)
         self.complete = False
         return "unknown", id(x)
 
+    def _container(self, x: Any, y: str) -> tuple[Any, ...]:
+        """The items of a list, a tuple or a dict."""
+        guard = self.guard
+        if not isinstance(x, dict):
+            guard.require(f"len({y}) == {len(x)}")
+            return (self._all(cast("list[Any]", x), y),)
+        held = cast("dict[Any, Any]", x)
+        if self.settling is not None:
+            self.settling.dicts.append((held, tuple(held)))
+            self.settling.look_up(held, held)
+        if set(map(type, held)) <= {str}:
+            return self._members(held, y)
+        guard.require(f"len({y}) == {len(held)}")
+        return self._all(held, y), self._all(held.values(), f"{y}.values()")
+
     def _parts(self, what: Any, x: Any, y: str, *names: str) -> Any:
         """Attributes, of which it is all made."""
-        return what, *self._all([getattr(x, name) for name in names], [self.guard.let(f"{y}.{n}") for n in names])
+        return what, *self._each([getattr(x, name) for name in names], [self.guard.let(f"{y}.{n}") for n in names])
 
     def _members(self, held: dict[str, Any], y: str) -> tuple[Any, Any]:
         """A dict of names."""
         guard, names = self.guard, tuple(held)
         guard.require(f"tuple({y}) == {guard.constant(names)}")
-        return names, self._all(held.values(), guard.unpack(f"{y}.values()", len(names)))
+        return names, self._all(held.values(), f"{y}.values()")
 
     def _class(self, kind: type) -> Any:
-        """What a class that a user wrote has."""
+        """What a class that a user wrote has, but for what Python gives it."""
         guard, found = self.guard, list[Any]()
+        guard.require(f"{guard.constant(kind)}.__mro__ is {guard.constant(kind.__mro__)}")
         for base in kind.__mro__:
-            if base is not object and not _is_ours(base):
-                members = vars(base)
-                y = guard.constant(members)
-                guard.require(f"len({y}) == {len(members)}")
-                found.append(self._looked_up(members, y, [n for n in members if n == "__call__" or n[:2] != "__"]))
+            if kinds.is_a_library(base):
+                continue
+            members = vars(base)
+            y = guard.constant(members)
+            guard.require(f"len({y}) == {len(members)}")
+            names = kinds.written_in(members)
+            found.append((*names, *[self._of_class(members[n], guard.let(f"{y}.get({n!r})")) for n in names]))
         return tuple(found)
 
-    def _looked_up(
-        self, held: Mapping[str, Any], y: str, names: Iterable[str], code: types.CodeType | None = None
-    ) -> tuple[Any, Any]:
+    def _of_class(self, x: Any, y: str) -> Any:
+        """A member of a class: of kinds that are not known, the very same object."""
+        was, key = self.complete, self.at(x, y)
+        if key[0] != "unknown":
+            return key
+        self.complete = was
+        return self._is(x, y)
+
+    def _looked_up(self, held: dict[str, Any], y: str, names: Iterable[str], code: types.CodeType) -> tuple[Any, Any]:
         """What names mean in the dict that the guard knows as `y`, of those that mean something there."""
         guard, there = self.guard, [name for name in names if name in held]
         guard.require(*[f"{name!r} not in {y}" for name in names if name not in held])
         absent = guard.constant(_ABSENT)
         values = [guard.let(f"{y}.get({name!r}, {absent})") for name in there]
-        if code is None:
-            return tuple(there), self._all([held[name] for name in there], values)
         return tuple(there), tuple([self._named(held[name], y, code) for name, y in zip(there, values, strict=True)])
 
     def _function(self, f: types.FunctionType, y: str) -> Any:
         guard = self.guard
         if isinstance(getattr(f, "op", None), Op):  # the code of many ops is the same
-            self._is(f, y)
-            return "op", f
+            return self._is(f, y)
         if self.settling is not None:
-            if f.__closure__ or f.__kwdefaults__:
+            if f.__closure__ or f.__kwdefaults__ or f.__dict__:
                 raise _Unsettled
             self.settling.functions.append((f, f.__code__, f.__defaults__))
         code, held = f.__code__, guard.constant(f.__globals__)
         guard.require(f"{y}.__code__ is {guard.constant(code)}", f"{y}.__globals__ is {held}")
         guard.require(f"{y}.__module__ == {guard.constant(f.__module__)}")
         inside = self._cells(f, y)
-        defaults = self._parts("defaults", f, y, "__defaults__", "__kwdefaults__")
-        names = () if _is_ours(f) else _globals_of(code)
+        rest = self._parts("function", f, y, "__defaults__", "__kwdefaults__")
+        if f.__dict__:
+            rest = *rest, self._members(f.__dict__, guard.let(f"{y}.__dict__"))
+        else:
+            guard.require(f"not {y}.__dict__")
+        names = () if kinds.is_ours(f) else kinds.globals_of(code)
         if self.settling is not None:
             self.settling.look_up(f.__globals__, names)
-        return code, inside, defaults, self._looked_up(f.__globals__, held, names, code)
+        return code, inside, rest, self._looked_up(f.__globals__, held, names, code)
 
     def _cells(self, f: types.FunctionType, y: str) -> Any:
         """What the variables of a function that are those of one around it hold, if anything."""
         guard, cells = self.guard, f.__closure__ or ()
         found: list[Any] = []
         for cell, name in zip(cells, guard.unpack(f"{y}.__closure__", len(cells)), strict=True):
-            if _is_empty(cell):
-                guard.require(f"{guard.constant(_is_empty)}({name})")
+            if kinds.is_empty(cell):
+                guard.require(f"{guard.constant(kinds.is_empty)}({name})")
                 found.append(_ABSENT)
             else:
                 found.append(self._named(cell.cell_contents, guard.let(f"{name}.cell_contents"), f.__code__))
@@ -281,18 +317,14 @@ class _Look:
         """A variable from outside of a function; of a module, what the function may take from it."""
         if not isinstance(x, types.ModuleType):
             return self.at(x, y)
-        self._is(x, y)
-        if x.__name__.split(".")[0] in (_PACKAGE, "numpy", "math") or (x, code) in self.modules:
-            return "module", x.__name__
+        key = self._is(x, y)
+        if x.__name__.split(".")[0] in (kinds.PACKAGE, "numpy", "math") or (x, code) in self.modules:
+            return key
         self.modules.add((x, code))
-        held, names = vars(x), _names_in(code)
+        held, names = vars(x), kinds.names_in(code)
         if self.settling is not None:
             self.settling.look_up(held, names)
-        return "module", x.__name__, self._looked_up(held, self.guard.constant(held), names, code)
-
-
-def _hashed(array: Array) -> int:
-    return hash(array.tobytes())
+        return key, self._looked_up(held, self.guard.constant(held), names, code)
 
 
 # ---- functions that reach only functions and constants --------------------------------------------------------------
@@ -322,29 +354,29 @@ class _Settled:
     def __init__(self) -> None:
         self.number = -1  # the same for functions that do the same
         self.names: list[tuple[Any, Any, Any]] = []  # a dict, a key in it, and what stands there
-        self.sizes: list[tuple[Any, int]] = []  # of dicts of which all counts
+        self.dicts: list[tuple[Any, tuple[Any, ...]]] = []  # of which all counts, and their keys
         self.functions: list[tuple[types.FunctionType, types.CodeType, Any]] = []
 
     def look_up(self, held: Any, names: Iterable[Any]) -> None:
         """Note what names mean."""
-        self.names += [(held, name, held.get(name)) for name in names]
+        self.names += [(held, name, held.get(name, _ABSENT)) for name in names]
 
     def holds(self) -> bool:
         for held, name, expected in self.names:
-            if held.get(name) is not expected:
+            if held.get(name, _ABSENT) is not expected:
                 return False
-        for held, size in self.sizes:
-            if len(held) != size:
+        for held, keys in self.dicts:
+            if len(held) != len(keys) or not all(map(is_, held, keys)):
                 return False
         for f, code, defaults in self.functions:
-            if f.__code__ is not code or f.__defaults__ is not defaults or f.__kwdefaults__ is not None:
+            if f.__code__ is not code or f.__defaults__ is not defaults or f.__kwdefaults__ is not None or f.__dict__:
                 return False
         return True
 
     @property
     def may_change(self) -> bool:
         """Whether there is anything to see to: an op is what it is."""
-        return bool(self.names or self.sizes or self.functions)
+        return bool(self.names or self.dicts or self.functions)
 
     def is_like(self, f: Any) -> bool:
         """Whether another function does the same."""
@@ -375,48 +407,3 @@ def _settled(f: types.FunctionType) -> _Settled | None:
         settled.number = _number(key)
     found = _settled_functions[f] = settled if look.complete else None
     return found
-
-
-def _is_ours(x: Any) -> bool:
-    module = x.__module__ or ""
-    return module == _PACKAGE or module.startswith(_PACKAGE + ".")
-
-
-@lru_cache(maxsize=1024)
-def _is_plain(kind: type) -> bool:
-    """Whether a class is written in Python and keeps what it holds in ``__dict__``: then that is all there is."""
-    bases = [base for base in kind.__mro__ if base is not object]
-    written = all(base.__flags__ & _HEAP_TYPE and not vars(base).get("__slots__") for base in bases)
-    looked_up = any(name in vars(base) for base in bases for name in ("__getattr__", "__getattribute__"))
-    return written and (not looked_up or hasattr(kind, "named_parameters"))
-
-
-_HEAP_TYPE = 1 << 9  # of a type's flags: it was made while running, as by a class statement
-
-
-@lru_cache(maxsize=4096)
-def _names_in(code: types.CodeType) -> tuple[str, ...]:
-    """All names, of attributes too, that the code or a function inside it uses."""
-    names = dict.fromkeys(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names.update(dict.fromkeys(_names_in(constant)))
-    return tuple(names)
-
-
-@lru_cache(maxsize=4096)
-def _globals_of(code: types.CodeType) -> tuple[str, ...]:
-    """Names of global variables that the code, or a function inside it, looks up."""
-    names = dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names.update(dict.fromkeys(_globals_of(constant)))
-    return tuple(names)
-
-
-def _is_empty(cell: types.CellType) -> bool:
-    """Whether a variable is not assigned yet."""
-    try:
-        return cell.cell_contents is _ABSENT
-    except ValueError:
-        return True

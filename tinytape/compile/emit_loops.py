@@ -30,7 +30,7 @@ def loops(body: list[str], axes: Iterable[tuple[int, str]]) -> list[str]:
 
 
 class Body:
-    """The innermost body of a nest: lines that compute its values for one vector of elements."""
+    """The innermost body of a nest: lines that compute its values for one vector of elements, or for one number."""
 
     def __init__(self, writer: Writer, nest: Nest, rank: int, pointers: dict[str, Value]) -> None:
         self.writer, self.nest, self.rank, self.pointers = writer, nest, rank, pointers
@@ -103,6 +103,7 @@ class Body:
         """What a ref reads at the loop's element."""
         writer = self.writer
         if ref.value in inside and ref.value.kind == "map":
+            assert ref.is_whole(self.nest.values[0].loops), "a register holds the element in hand"
             return writer.name_of(ref.value)
         if ref in self.loaded:
             return self.loaded[ref]
@@ -182,7 +183,7 @@ class Body:
         else:
             pointer = self.pointer(target)
         value = writer.name_of(store.value)
-        if self.rank == 0:  # by a store of one number: the processor has a masked one's wait for all before it
+        if self.rank == 0:  # what reads it soon would wait for a masked store until all stores before it are done
             old = f"get({pointer}, {at}) + " if store.adding else ""
             self.lines.append(f"put({pointer}, {at}, {old}{value})")
         elif stride in ("0", "1"):

@@ -124,7 +124,7 @@ class Writer:
 
     def constant(self, number: float) -> str:
         if number == np.inf or number == 0.0:
-            return "number(inf)" if number else "number(0.0)"
+            return f"number({number!r})"
         self.constants.append(number)
         self.used.add(f"k{len(self.constants) - 1}")
         return f"k{len(self.constants) - 1}"
@@ -218,7 +218,7 @@ class Writer:
         return head
 
     def nest(self, nest: Nest, label: str, pointers: dict[str, Value]) -> list[str]:
-        """The loops of a nest; its innermost body is a function, called for whole vectors and for the rest."""
+        """The loops of a nest; its innermost body is a function, called for whole vectors and for the rest, or once."""
         space = self.dims.of_space(nest.values[0])
         rank = len(space)
         reduced = nest.reduced

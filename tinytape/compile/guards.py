@@ -1,7 +1,7 @@
 """Conditions written out as code: whether an object and what it reaches are still as they were found.
 
-Conditions are added one by one while something is looked at, and become one function without calls or loops. To check
-each by a function of its own would take three times as long, as much as a small kernel.
+Conditions are added one by one while something is looked at, and become one function, a line for each. To check each by
+a function of its own would take three times as long, as much as a small kernel.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ class Guard:
         return f"v{self._variables}"
 
     def unpack(self, expression: str, count: int) -> list[str]:
-        """A variable for each item. There must be so many, which may be a condition of its own, but need not."""
+        """A variable for each of `count` items. Where there are more or fewer the guard returns None.
+
+        Of no items nothing is asked.
+        """
         if count == 0:
             return []
         names = [f"v{self._variables + 1 + i}" for i in range(count)]
@@ -60,6 +63,7 @@ class Guard:
         """The function, which returns a list of these variables."""
         lines = [*self._lines, f"return [{', '.join(results)}]"]
         body = "\n".join(f"        {line}" for line in lines)
+        # ValueError: more or fewer items than variables, or a variable of a closure that is not assigned.
         source = f"def matched({Guard.given}):\n    try:\n{body}\n    except ValueError: return None\n"
         made = dict(self._constants)
         exec(_code(source), made)
@@ -68,5 +72,5 @@ class Guard:
 
 @lru_cache(maxsize=256)
 def _code(source: str) -> Any:
-    """Compiled. What reaches objects of the same kinds has the same source."""
+    """Compiled. The source names constants only, so it is the same for other numbers, shapes and contents."""
     return compile(source, "<guard>", "exec")

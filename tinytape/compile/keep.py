@@ -9,12 +9,14 @@ several such cuts the one nearest to the adjoint is taken, which leaves least to
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from .program import CONTRACTED, Program, Value, topological
 
-__all__ = ["Phases", "phases"]
+__all__ = ["QUICK", "Phases", "depending", "phases"]
 
+SEEDS = ("seed_carry", "seed_y")
 SOURCE, SINK = "source", "sink"
 QUICK = {"add", "subtract", "multiply", "negative", "copy"}
 
@@ -33,18 +35,13 @@ class Phases(NamedTuple):
 def phases(program: Program) -> Phases:
     """Sort a program's values, and decide what to keep."""
     everything = topological(program.roots())
-    moving: set[Value] = set()
-    for value in everything:
-        if value.kind in ("seed_carry", "seed_y") or any(v in moving for v in value.reads()):
-            moving.add(value)
+    gradients = (*program.carry_gradients, *program.input_gradients.values(), *program.fixed_gradients.values())
+    moving = depending(everything, {g for g in gradients if g is not None})
     adjoint = [v for v in everything if v in moving and v.kind not in CONTRACTED]
     sums = [v for v in everything if v.kind in ("outer", "rowsum")]
     post = [v for v in everything if v.kind == "post"]
     steady = [v for v in everything if v not in moving and v.kind not in ("invariant", *CONTRACTED)]
     read = {v for user in (*adjoint, *sums) for v in user.reads() if v in set(steady)}
-    for gradient in (*program.carry_gradients, *program.input_gradients.values(), *program.fixed_gradients.values()):
-        if gradient is not None and gradient not in moving:
-            read.add(gradient)
     free = {*program.carries, *program.outputs, *(v for v in steady if v.kind in ("carry", "x", "fixed"))}
     cut = _cut(steady, read, free)
     kept = [v for v in steady if v in cut]
@@ -55,10 +52,19 @@ def phases(program: Program) -> Phases:
         [v for v in forward if v.kind not in ("carry", "x", "fixed")],
         kept,
         again,
-        [v for v in adjoint if v.kind not in ("seed_carry", "seed_y")],
+        [v for v in adjoint if v.kind not in SEEDS],
         sums,
         post,
     )
+
+
+def depending(values: Iterable[Value], others: Collection[Value] = ()) -> set[Value]:
+    """Of values in order, those that depend on gradients that come in, or are or depend on one of `others`."""
+    found: set[Value] = set()
+    for value in values:
+        if value.kind in SEEDS or value in others or any(v in found for v in value.reads()):
+            found.add(value)
+    return found
 
 
 def _needed(read: set[Value], there: set[Value]) -> set[Value]:

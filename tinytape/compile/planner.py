@@ -8,6 +8,7 @@ registers.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 from .dims import Dims
@@ -202,11 +203,14 @@ class Planner:
         """Compute again, in this nest, what it reads and what takes no longer to compute than to read."""
         nest = self._nest_at(place)
         values: dict[Value, None] = {}
-        apart = {ref.value for user in nest.values for ref in user.refs() if not ref.is_whole(user.loops)}
+        in_part = _read_in_part(nest.values)
         for user in nest.values:
             for value in user.reads():
                 made = [] if value in nest.values else self._quickly_made(value, place[0])
-                if apart.isdisjoint(made):  # else its other elements are read there too
+                others = _read_in_part(made)
+                # What is computed here is read at the element in hand, and so by all that is computed here.
+                if in_part.isdisjoint(made) and others.isdisjoint({*values, *nest.values, *made}):
+                    in_part |= others
                     values.update(dict.fromkeys(made))
             values[user] = None
         nest.again = set(values).difference(nest.values)
@@ -215,7 +219,7 @@ class Planner:
             self.again.setdefault(value, []).append(place)
 
     def _quickly_made(self, value: Value, phase: str) -> list[Value]:
-        """What to compute for a value, in order, if that reads one vector, and else single numbers: no more than it."""
+        """What to compute for a value, in order. Nothing, if that reads more than one vector beside single numbers."""
         found: dict[Value, None] = {}
         vectors: set[Ref] = set()
 
@@ -283,7 +287,7 @@ class Planner:
                 self.added.add(value)
         for value in self.added:
             join = value.args[0]
-            if join.kind == "join" and self.added.issuperset(self.users[join]):  # nobody reads it as a whole
+            if join.kind == "join" and join not in self.stored and self.added.issuperset(self.users[join]):
                 for nest in map(self._nest_at, self._nests()):
                     nest.stores = [store for store in nest.stores if store.target is not join]
 
@@ -353,6 +357,11 @@ class Planner:
         inside = self._nest_at(place).values if place[2] >= 0 else ()
         refs = [ref for ref in user.refs() if ref.value is read]
         return read is value and value.kind == "map" and value in inside and all(r.is_whole(user.loops) for r in refs)
+
+
+def _read_in_part(users: Iterable[Value]) -> set[Value]:
+    """What they read otherwise than whole and in order."""
+    return {ref.value for user in users for ref in user.refs() if not ref.is_whole(user.loops)}
 
 
 def _extent(piece: Piece) -> Shape:

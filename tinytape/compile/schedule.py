@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .dims import Dims
-from .keep import Phases, phases
+from .keep import Phases, depending, phases
 from .loops import Half
 from .planner import Planner
-from .program import INPUTS, Program, Ref, Value
+from .program import INPUTS, Program, Ref, Value, topological
 
 __all__ = ["Schedule", "schedule", "settle_roots"]
 
@@ -37,6 +37,7 @@ def settle_roots(program: Program) -> None:
     A carry may lie where an output lies: then the outputs are the history of the carry.
     """
     claimed: set[Value] = set()
+    moving = depending(topological(program.roots()))
 
     def copied(value: Value) -> Value:
         index = tuple((0, 1, i) for i in range(len(value.shape)))
@@ -51,11 +52,16 @@ def settle_roots(program: Program) -> None:
     program.outputs = [own(v) for v in program.outputs]
     shared = set(program.outputs)
     program.carries = [own(v, shared) for v in program.carries]
+
+    def own_gradient(value: Value) -> Value:
+        """One that no gradient comes into, as behind a sign, may be kept from the forward run: a copy of that."""
+        return own(value if value in moving else copied(value))
+
     program.carry_gradients = [
-        Value("map", seed.shape, (0.0,), fn="copy") if g is None and seed.kind != "none" else g and own(g)
+        Value("map", seed.shape, (0.0,), fn="copy") if g is None and seed.kind != "none" else g and own_gradient(g)
         for g, seed in zip(program.carry_gradients, program.carry_seeds, strict=True)
     ]
-    program.input_gradients = {i: own(g) for i, g in program.input_gradients.items()}
+    program.input_gradients = {i: own_gradient(g) for i, g in program.input_gradients.items()}
     program.fixed_gradients = {i: copied(g) for i, g in program.fixed_gradients.items()}  # each is added up
 
 

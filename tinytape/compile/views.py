@@ -70,7 +70,7 @@ class View(NamedTuple):
         return self.with_axes([-1 if i in places else next(old) for i in range(len(self.shape) + len(places))])
 
     def without(self, new: Collection[int]) -> View:
-        """Without axes that are new, which are counted from the end; of those that it has."""
+        """Without new axes, given by negative indices; those that it does not reach are passed over."""
         rank = len(self.shape)
         return self.with_axes([i for i in range(rank) if i - rank not in new])
 

@@ -258,7 +258,8 @@ def _own(gradient: Any, alone: bool) -> Any:
 
     What lies in a block of memory of ours is no view.
     """
-    if alone and gradient.ndim and not isinstance(gradient.base, np.ndarray) and gradient.flags.carray:
+    plain = gradient.__class__ is np.ndarray and not isinstance(gradient.base, np.ndarray)
+    if alone and plain and gradient.ndim and gradient.flags.carray:
         return gradient
     return np.array(gradient, order="C")
 

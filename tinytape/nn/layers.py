@@ -95,7 +95,7 @@ def _step_of(name: str, equation: Equation, weights: Weights) -> Any:
     found: Any = step
     found.__name__ = name
     tensors = [w for w in weights if w is not None]
-    if len(set(map(id, tensors))) == len(tensors):  # to look through it would cost as much as a small kernel
+    if len({id(w.raw) for w in tensors}) == len(tensors):  # to look through it would cost as much as a small kernel
         forms = _forms(weights)
 
         def matched(same_step: Any) -> list[Any] | None:  # without naming the step, which would keep itself alive
