@@ -92,7 +92,7 @@ _ABSENT = object()
 
 
 class _Look:
-    """What a function reaches: a key, and a guard for another time. `y` is the guard's name for the object x."""
+    """What a function reaches: a key, and a guard for another time. `y` is what the guard calls the object x."""
 
     def __init__(self, settling: _Settled | None = None) -> None:
         self.settling = settling
@@ -114,8 +114,7 @@ class _Look:
         if kinds.is_a_constant(x):
             return self._plain(x, y)
         if id(x) in self.names:
-            guard.require(f"{y} is {self.names[id(x)]}")
-            return "met", list(self.names).index(id(x))
+            return self._met(x, y)
         if kind is types.FunctionType and x.__closure__ is None and self.settling is None:
             settled = _settled(x)
             if settled is not None:
@@ -152,6 +151,11 @@ class _Look:
     def _each(self, found: Iterable[Any], names: Iterable[str]) -> tuple[Any, ...]:
         return tuple([self.at(x, y) for x, y in zip(found, names, strict=True)])
 
+    def _met(self, x: Any, y: str) -> Any:
+        """An object that was met before."""
+        self.guard.require(f"{y} is {self.names[id(x)]}")
+        return "met", list(self.names).index(id(x))
+
     def _is(self, x: Any, y: str) -> Any:
         """The very same object."""
         self.guard.require(f"{y} is {self.guard.constant(x)}")
@@ -165,11 +169,9 @@ class _Look:
 
     def _tensor(self, x: Tensor, y: str) -> Any:
         self.tensors.append(x)
-        raw, shared = self.guard.let(f"{y}.raw"), self.names.get(id(x.raw))
-        if shared is None:
-            self.names[id(x.raw)] = raw
-        else:  # a plan knows tensors by their memory
-            self.guard.require(f"{raw} is {shared}")
+        raw = self.guard.let(f"{y}.raw")
+        shared = self._met(x.raw, raw) if id(x.raw) in self.names else None  # a plan knows tensors by their memory
+        self.names.setdefault(id(x.raw), raw)
         form = self._form(x.raw, raw)
         contents = None if x.raw.dtype.kind == "f" else self._contents(x.raw, raw)
         self.guard.require(f"{y}.node is {'' if x.node is None else 'not '}None")
