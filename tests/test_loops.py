@@ -124,7 +124,18 @@ def negative_zero(leaf):
     return lambda h, x: (1.0 / (tt.where(x > 9.0, x, -0.0) * tt.abs(h)), None), leaf(2, 5), leaf(1, 2, 5)
 
 
-STEPS = [whole_and_transposed, gates_without_a_product, a_gradient_that_is_always_zero, negative_zero]
+def nothing_from_step_to_step(leaf):
+    w = leaf(3, 5)
+    return lambda h, x: (x @ w, None), leaf(2, 5), leaf(4, 2, 3)
+
+
+STEPS = [
+    nothing_from_step_to_step,
+    whole_and_transposed,
+    gates_without_a_product,
+    a_gradient_that_is_always_zero,
+    negative_zero,
+]
 
 
 @needs_numba

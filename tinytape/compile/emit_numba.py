@@ -281,8 +281,7 @@ class Writer:
             "for first in range(0, steps, block):",
             "    last = min(first + block, steps)",
             *(f"    {line}" for line in block),
-            "    for t in range(first, last):",
-            *(f"        {line}" for line in steps),
+            *(["    for t in range(first, last):", *(f"        {line}" for line in steps)] if steps else []),
         ]
 
     def backward(self) -> list[str]:
@@ -302,8 +301,11 @@ class Writer:
             "first = (steps - 1) // block * block",
             "last = steps",
             "while first >= 0:",
-            "    for t in range(last - 1, first - 1, -1):",
-            *(f"        {line}" for line in steps),
+            *(
+                ["    for t in range(last - 1, first - 1, -1):", *(f"        {line}" for line in steps)]
+                if steps
+                else []
+            ),
             "    again = (last < steps) | (later != 0)  # sums are added to those of what comes later",
             *(f"    {line}" for line in block),
             "    last = first",
