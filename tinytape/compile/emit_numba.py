@@ -185,7 +185,7 @@ class Writer:
         """For what was written long ago and is read for the first time for a row: the pointer to the row to come."""
         base = self.base(value)
         place = self.half.places.get(base, base.kind)
-        is_far = place in ("carry", "seed_y", "x", "history") or place.startswith(("ys", "carry"))
+        is_far = place in ("seed_y", "x", "history") or place.startswith(("ys", "carry"))
         if self.name == "forward" or not is_far or (pointer, at) in self.met:
             return None
         self.met.add((pointer, at))

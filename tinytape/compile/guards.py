@@ -1,7 +1,7 @@
 """Conditions written out as code: whether an object and what it reaches are still as they were found.
 
 Conditions are added one by one while something is looked at, and become one function, a line for each. To check each by
-a function of its own would take three times as long, as much as a small kernel.
+a function of its own would be a call for each.
 """
 
 from __future__ import annotations

@@ -103,6 +103,11 @@ class Ref(NamedTuple):
         """Whether it reads all elements in order."""
         return self.value.shape == extent and all(item == (0, 1, i) for i, item in enumerate(self.index))
 
+    @staticmethod
+    def whole(value: Value) -> Ref:
+        """All elements in order."""
+        return Ref(value, tuple((0, 1, i) for i in range(len(value.shape))))
+
     def within(self, outer: tuple[tuple[int, int, int | None], ...]) -> Ref:
         """What `self`, a ref of a loop over some value, reads where that value is itself read by `outer`."""
         index: list[tuple[int, int, int | None]] = []

@@ -3,6 +3,7 @@
 A scan runs in blocks of steps. Forward, what does not depend on the carry is computed for a whole block first, and
 then the steps one by one; backward, the steps come first, and then for the block at once what no earlier step waits
 for: the products that lead to dx, and the weights' gradients.
+
 What is computed together becomes loops in `planner`.
 """
 
@@ -39,13 +40,9 @@ def settle_roots(program: Program) -> None:
     claimed: set[Value] = set()
     moving = depending(topological(program.roots()))
 
-    def copied(value: Value) -> Value:
-        index = tuple((0, 1, i) for i in range(len(value.shape)))
-        return Value("map", value.shape, (Ref(value, index),), fn="copy", source=value.source)
-
     def own(value: Value, free: set[Value] = frozenset()) -> Value:  # pyright: ignore[reportArgumentType]
         if value.kind in (*INPUTS, "alias", "invariant") or (value in claimed and value not in free):
-            value = copied(value)
+            value = _copied(value)
         claimed.add(value)
         return value
 
@@ -55,14 +52,18 @@ def settle_roots(program: Program) -> None:
 
     def own_gradient(value: Value) -> Value:
         """One that no gradient comes into, as behind a sign, may be kept from the forward run: a copy of that."""
-        return own(value if value in moving else copied(value))
+        return own(value if value in moving else _copied(value))
 
     program.carry_gradients = [
         Value("map", seed.shape, (0.0,), fn="copy") if g is None and seed.kind != "none" else g and own_gradient(g)
         for g, seed in zip(program.carry_gradients, program.carry_seeds, strict=True)
     ]
     program.input_gradients = {i: own_gradient(g) for i, g in program.input_gradients.items()}
-    program.fixed_gradients = {i: copied(g) for i, g in program.fixed_gradients.items()}  # each is added up
+    program.fixed_gradients = {i: _copied(g) for i, g in program.fixed_gradients.items()}  # each is added up
+
+
+def _copied(value: Value) -> Value:
+    return Value("map", value.shape, (Ref.whole(value),), fn="copy", source=value.source)
 
 
 def schedule(program: Program, dims: Dims) -> Schedule:
@@ -142,8 +143,7 @@ def _copies_for_later(program: Program, late: list[Value], dims: Dims) -> list[V
         if value not in fleeting:
             return value
         if value not in copies:
-            whole = Ref(value, tuple((0, 1, i) for i in range(len(value.shape))))
-            copies[value] = Value("map", value.shape, (whole,), fn="copy", source=value.source)
+            copies[value] = _copied(value)
             dims.add(copies[value])
         return copies[value]
 
