@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 from tinytape.kernels import processor
 from tinytape.kernels.product import bind
+from tinytape.kernels.tiles import VECTORS
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="there are no products without compiled code")
 both = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 # Around multiples of a vector, a panel and a tile of every machine, and beyond the depths that products are cut in.
-EDGES = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 15, 16, 17, 24, 25, 31, 32, 33, 50, 64, 65, 77, 200]
+EDGES = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 15, 16, 17, 24, 25, 31, 32, 33, 50, 63, 64, 65, 77, 128, 129, 200]
 sizes = st.sampled_from(EDGES) | st.integers(0, 80)
 depths = sizes | st.sampled_from([255, 256, 257, 300, 513, 600])
 gaps = st.integers(0, 3)
@@ -109,7 +110,7 @@ def panels_of(b, dtype):
     k, n = b.shape
     padded = np.zeros((k, -(-n // lanes) * lanes), dtype)
     padded[:, :n] = b
-    cuts = range(2 * lanes, padded.shape[1], 2 * lanes)
+    cuts = range(VECTORS * lanes, padded.shape[1], VECTORS * lanes)
     return np.concatenate([panel.ravel() for panel in np.split(padded, cuts, axis=1)])
 
 
@@ -168,7 +169,7 @@ def test_product(dtype, steps, rows, n, k, add, seed, data):
 @pytest.mark.parametrize("rows", range(26))
 def test_every_tile(dtype, rows):
     kernels = bind(np.dtype(dtype).type)
-    for n in range(2 * processor.WIDTH // 4 + 2):
+    for n in range(VECTORS * processor.WIDTH // 4 + 2):
         a, b = sheet(numbers(n, 1, rows, 11), dtype), numbers(n + 1, 11, n).astype(dtype)
         c = sheet(numbers(n + 2, 1, rows, n), dtype)
         for add in (0, 1):
@@ -176,7 +177,7 @@ def test_every_tile(dtype, rows):
 
 
 @both
-@pytest.mark.parametrize(("rows", "n", "k"), [(300, 70, 1000), (37, 33, 4200), (1, 40, 9000), (700, 5, 3)])
+@pytest.mark.parametrize(("rows", "n", "k"), [(300, 70, 1000), (37, 133, 4200), (1, 140, 9000), (700, 5, 3)])
 def test_product_cut_into_blocks(dtype, rows, n, k):
     kernels = bind(np.dtype(dtype).type)
     a, b = sheet(numbers(0, 1, rows, k), dtype), numbers(1, k, n).astype(dtype)
@@ -252,7 +253,7 @@ def test_outer_product(dtype, steps, rows, m, n, add, seed, data):
 
 
 @both
-@pytest.mark.parametrize("steps, rows, m, n", [(3, 600, 70, 40), (90, 20, 300, 50), (1300, 1, 20, 33), (2, 1500, 5, 3)])
+@pytest.mark.parametrize("steps, rows, m, n", [(3, 600, 70, 40), (90, 20, 300, 150), (999, 1, 20, 33), (2, 1500, 5, 3)])
 @pytest.mark.parametrize("add", [0, 1])
 def test_outer_product_cut_into_blocks(dtype, steps, rows, m, n, add):
     kernels = bind(np.dtype(dtype).type)

@@ -29,7 +29,7 @@ _WORK = 1 << 24  # floating-point operations: less is not worth waking a thread
 _SHARES = 4  # parts for each thread, so that one that is held up has less to do
 _SIDE = 128  # rows or columns: in a smaller part, packing would count
 _SUM_SIDE = 4  # a cut through the sums costs as much as one through a side that is so many times shorter
-_PANEL = 32  # columns: no machine has wider panels
+_PANEL = 64  # columns: no machine has wider panels
 _ALONE = 1 << 18  # multiplications that OpenBLAS does without waking threads (its interface/gemm.c)
 _NARROW = 16  # rows, columns or depth: below, packing takes longer than multiplying
 

@@ -14,10 +14,13 @@ __all__ = ["AHEAD", "BLOCK", "begin_of_part", "multiply", "multiply_steps", "par
 BLOCK = 128 * 1024
 """Bytes of A that are multiplied with all panels in turn: they stay in the second-level cache."""
 
+_LEAST = 64  # rows of A that are, whatever they take: B comes from further away, once for each block
+
 AHEAD = 4096
 """Bytes by which B is prefetched while it is read."""
 
-_DEPTH = 256  # rows of a panel that several tiles use in turn: they stay in the first-level cache
+_PANEL = 32 * 1024  # bytes of a panel that several tiles use in turn: they stay in the first-level cache
+_LONG = 3072  # numbers of A that one tile uses in a panel: they stay there until the next
 _FAR = 1024 * 1024  # bytes of B that may not stay in the second-level cache from one product to the next
 
 
@@ -44,13 +47,13 @@ def multiply(zero, rows, n, k, a, a_row, packed, c, c_row, start, start_row):
     for memory while the others leave it idle.
     """
     size, panel = size_of(zero), panel_columns(zero)
-    blocks = part_count(rows, max(2 * ROWS, BLOCK // (max(1, k) * size)))
+    blocks = part_count(rows, max(_LEAST, BLOCK // (max(1, k) * size)))
     is_far = k * n * size > _FAR
     for i in range(blocks):
         top = begin_of_part(rows, blocks, i)
         height = begin_of_part(rows, blocks, i + 1) - top
         tiles = part_count(height, ROWS)
-        depths = part_count(k, _DEPTH if tiles > 1 else _DEPTH * ROWS // max(1, height))
+        depths = part_count(k, _PANEL // (panel * size) if tiles > 1 else _LONG // max(1, height))
         shares = tiles if is_far else 1
         for column in range(0, n, panel):
             width = min(panel, n - column)

@@ -17,36 +17,44 @@ _ALIGNMENT = 64  # bytes
 
 
 @kernel(inline="always")
-def _tile_columns(zero):
-    """How many columns a packed tile of A has: as many whole vectors as hold `ROWS`."""
+def _strip_columns(zero):
+    """How many columns a packed strip of A has: as many whole vectors as hold `ROWS`."""
     return packed_columns(zero, ROWS)
 
 
 @kernel(inline="always")
+def _strip_tiles(zero):
+    """How many tiles lie side by side in a strip."""
+    return _strip_columns(zero) // ROWS
+
+
+@kernel(inline="always")
 def block_tiles(zero, depth, m):
-    """How many tiles of A are packed at a time."""
-    return min(part_count(m, ROWS), max(1, BLOCK // (max(1, depth) * _tile_columns(zero) * size_of(zero))))
+    """How many tiles of A are packed at a time, in whole strips if there are so many."""
+    strips = max(1, BLOCK // (max(1, depth) * _strip_columns(zero) * size_of(zero)))
+    return min(part_count(m, ROWS), strips * _strip_tiles(zero))
 
 
 @kernel
 def scratch_of_outer(zero, k, m, n):
     """How many elements of scratch an outer product over k rows needs."""
     depth = min(k, _DEPTH)
-    tiles = block_tiles(zero, depth, m)
-    return depth * (packed_columns(zero, n) + tiles * _tile_columns(zero)) + _ALIGNMENT // size_of(zero)
+    strips = part_count(block_tiles(zero, depth, m), _strip_tiles(zero))
+    return depth * (packed_columns(zero, n) + strips * _strip_columns(zero)) + _ALIGNMENT // size_of(zero)
 
 
 @kernel
 def multiply_block(zero, steps, rows, m, n, a, a_step, a_row, packed, panels, c, c_row, start, start_row):
-    """Pack some columns of A, tile by tile, and multiply them with all panels: ``C = S + A.T @ B``, S at `start`."""
-    size, panel, columns = size_of(zero), panel_columns(zero), _tile_columns(zero)
+    """Pack some columns of A in strips, and multiply them with all panels: ``C = S + A.T @ B``, S at `start`."""
+    size, panel, columns, per_strip = size_of(zero), panel_columns(zero), _strip_columns(zero), _strip_tiles(zero)
     k = steps * rows
     tiles = part_count(m, ROWS)
     height = (m + tiles - 1) // tiles
-    whole = m // max(1, height)
-    rest = m - whole * height
-    copy_strips(zero, steps, rows, whole, height, a, a_step, a_row, height, packed, columns, k * columns)
-    end = a + whole * height * size, packed + whole * k * columns * size
+    strip = per_strip * height
+    whole = m // max(1, strip)
+    rest = m - whole * strip
+    copy_strips(zero, steps, rows, whole, strip, a, a_step, a_row, strip, packed, columns, k * columns)
+    end = a + whole * strip * size, packed + whole * k * columns * size
     copy_strips(zero, steps, rows, 1, rest, end[0], a_step, a_row, 0, end[1], columns, 0)
     for column in range(0, n, panel):
         width = min(panel, n - column)
@@ -55,7 +63,7 @@ def multiply_block(zero, steps, rows, m, n, a, a_step, a_row, packed, panels, c,
         for t in range(tiles):
             to = c + (t * height * c_row + column) * size
             count = min(height, m - t * height)
-            from_ = packed + t * k * columns * size
+            from_ = packed + (t // per_strip * k * columns + t % per_strip * height) * size
             first = start + (t * height * start_row + column) * size if start else 0
             tile(zero, count, width, k, from_, 1, columns, b, to, c_row, first, start_row, AHEAD, row_bytes)
 

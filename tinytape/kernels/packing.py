@@ -18,6 +18,7 @@ from .value import Value, select
 __all__ = ["copy_strips", "pack_part", "pack_steps", "packed_columns", "panel_columns", "panel_count"]
 
 _ROWS = 8  # copied at a time: rows a power of two apart share one set of the cache, which has no more places
+_AHEAD = 256  # bytes by which each of these rows is prefetched: they are too many for the processor to see them coming
 
 
 @routine
@@ -51,6 +52,7 @@ def copy_strips(
                 from_ = begin + j * source_strip + i * source_row
                 to = goal + j * target_strip + i * target_row
                 for v, mask in enumerate(masks):
+                    lanes.prefetch(from_ + (v * lanes.bytes + _AHEAD))
                     lanes.store(lanes.load(from_ + v * lanes.bytes, mask), to + v * lanes.bytes)
 
     def copy_ragged(vectors: int) -> None:

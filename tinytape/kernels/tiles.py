@@ -18,9 +18,10 @@ from .value import Value, fma
 __all__ = ["ROWS", "VECTORS", "tile"]
 
 # The sums, a row of B and a number of A must fit the 32 registers of AVX-512, or the 16 of AVX2 and of SSE, which has
-# no fused multiply-add and needs one for the product.
-ROWS = {64: 12, 32: 6, 16: 4}[WIDTH]
-VECTORS = 2
+# no fused multiply-add and needs one for the product. Of tiles with as many sums, one that is nearly square has the
+# least to load: 10 times for 24 multiply-adds, where 12 x 2 would have 14. That counts where others, on the same core
+# or around it, load too.
+ROWS, VECTORS = {64: (6, 4), 32: (6, 2), 16: (4, 2)}[WIDTH]
 
 _IN_FLIGHT = 8  # sums that run side by side, to hide the latency of an addition: two units of four cycles
 _LINE = 64  # bytes of a cache line
