@@ -16,7 +16,7 @@ BLOCK = 128 * 1024
 
 _LEAST = 64  # rows of A that are, whatever they take: B comes from further away, once for each block
 
-AHEAD = 4096
+AHEAD = 2048
 """Bytes by which B is prefetched while it is read."""
 
 _PANEL = 32 * 1024  # bytes of a panel that several tiles use in turn: they stay in the first-level cache
