@@ -96,11 +96,12 @@ def problems(rows: Sequence[Row]) -> list[str]:
 
 
 def picture(path: Path, tables: dict[str, Sequence[Row]], contenders: Sequence[str], caption: str) -> None:
-    """Each peer's time by ours, a panel for each title."""
+    """Each peer's time by ours, as bars to the right or left of 1, a panel for each title."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     peers = [name for name in contenders if name != OURS]
     height = 1.2 + sum(0.6 + 0.2 * len(rows) * (1 + len(peers)) * 0.6 for rows in tables.values())
@@ -110,12 +111,18 @@ def picture(path: Path, tables: dict[str, Sequence[Row]], contenders: Sequence[s
         for index, name in enumerate(peers):
             found = [(at, row.ratios[name]) for at, row in enumerate(rows) if name in row.ratios]
             places = [at + (index - (len(peers) - 1) / 2) * width for at, _ in found]
-            axes.barh(places, [ratio for _, ratio in found], width, label=name, color=f"C{index}")
+            bars = axes.barh(places, [ratio - 1 for _, ratio in found], width, left=1, label=name, color=f"C{index}")
+            axes.bar_label(bars, [digits(ratio) for _, ratio in found], padding=3, fontsize=7)
         axes.axvline(1.0, color="black", lw=1)
-        axes.set(title=title, xscale="log", xlabel="time by tinytape's (over 1: tinytape is faster)")
+        name, _, what = title.partition(": ms, ")
+        axes.set(title=name, ylabel=what, xscale="log", xlabel="time by tinytape's (over 1: tinytape is faster)")
+        axes.margins(x=0.12)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.invert_yaxis()
-        axes.grid(axis="x", which="both", alpha=0.3)
+        axes.grid(axis="x", alpha=0.3)
     if peers:
         panels[0, 0].legend()
     figure.suptitle(caption, fontsize=8)
