@@ -3,15 +3,21 @@
 import os
 import subprocess
 import sys
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import tinytape as tt
 from scanning import Leaves, by_numpy, needs_numba, outcome
 from tinytape import nn
-from tinytape.compile import attempt
+from tinytape.compile import attempt, layout
 from tinytape.compile.cache import compilations
+from tinytape.kernels import workspace
 
 # ---- sizes ----------------------------------------------------------------------------------------------------------
 
@@ -144,6 +150,52 @@ def test_a_new_size_compiles_nothing():
     for sizes in [(3, 5, 4, 1), (3, 5, 1, 6), (3, 5, 33, 2), (1, 1, 1, 1), (7, 2, 2, 3), (40, 24, 3, 50)]:
         run(*sizes)
     assert compilations() == before
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def guarded():
+    """Let kernels work in memory with a guard behind it, which must be as it was afterwards."""
+    size, mark, lent = 1 << 16, 0xA5, []
+
+    def with_guard(take):
+        def taken(nbytes, *args, **options):
+            block = take(nbytes + size, *args, **options)
+            guard = block.view(np.uint8, (size,), nbytes)
+            guard[:] = mark
+            lent.append((block, guard))  # so that it does not go back to the pool, and to others
+            return block
+
+        return taken
+
+    attempt._plans.clear()
+    with ExitStack() as stack:
+        for name in ("take", "take_any"):
+            stack.enter_context(mock.patch.object(workspace, name, with_guard(getattr(workspace, name))))
+        stack.enter_context(mock.patch.object(layout.Pad, "empty", lambda pad: setattr(pad, "block", None)))
+        yield lent
+    attempt._plans.clear()
+    assert all((guard == mark).all() for _, guard in lent)
+
+
+@needs_numba
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cell", CELLS)
+@given(steps=st.integers(1, 120), rows=st.integers(1, 40), i=st.integers(1, 40), h=st.integers(1, 150))
+@example(steps=40, rows=3, i=32, h=64)
+@example(steps=94, rows=1, i=17, h=104)
+def test_kernels_keep_to_their_memory(cell, dtype, steps, rows, i, h):
+    rng = np.random.default_rng(0)
+
+    def leaf(*shape):
+        return tt.tensor(rng.normal(size=shape).astype(dtype), requires_grad=True)
+
+    f, init = cell(leaf, i, h)
+    with guarded() as lent:
+        outcome(f, init(rows), leaf(steps, rows, i), (), compiled=True)
+        assert lent
 
 
 # ---- without a compiler ---------------------------------------------------------------------------------------------

@@ -167,15 +167,13 @@ def test_float64_against_mpmath(name):
 
 # Exact functions, to be equal to the last bit; signs of zero too.
 EXACT_OF_ONE = [
-    *("abs", "sign", "floor", "ceil", "square", "negative", "sqrt", "reciprocal", "relu", "round"),
-    *("isnan", "isfinite", "isinf", "logical_not"),
+    *("abs", "sign", "floor", "ceil", "square", "negative", "sqrt", "reciprocal", "relu"),
 ]
 EXACT_OF_TWO = [
     *("maximum", "minimum", "less", "less_equal", "greater", "greater_equal", "equal", "not_equal"),
-    *("logical_and", "logical_or", "logical_xor", "remainder", "floor_divide"),
 ]
 NEAR_OF_TWO = ["power", "arctan2", "hypot", "logaddexp"]
-HERE = {"abs": "absolute", "round": "rint"}
+HERE = {"abs": "absolute"}
 
 
 def numbers(dtype, seed):
@@ -221,16 +219,11 @@ def test_functions_of_two(name, dtype):
 
 def with_options(dtype):
     m = of(dtype)
-    elu, leaky_relu, softplus, clip, where = m.elu, m.leaky_relu, m.softplus, m.clip, m.where
+    softplus, where = m.softplus, m.where
     return {
-        "elu": (lambda x: elu(x, 0.7), lambda x: tt.elu(x, alpha=0.7)),
-        "leaky_relu": (lambda x: leaky_relu(x, 0.2), lambda x: tt.leaky_relu(x, negative_slope=0.2)),
         "softplus": (lambda x: softplus(x, 2.0, 5.0), lambda x: tt.softplus(x, beta=2.0, threshold=5.0)),
-        "clip": (lambda x: clip(x, -1.5, 2.5), lambda x: tt.clip(x, -1.5, 2.5)),
         "where": (lambda x: where(x, x, -2.0), lambda x: tt.where(x != 0, x, -2.0)),
         "silu": (m.silu, tt.silu),
-        "gelu": (m.gelu, tt.gelu),
-        "gelu_tanh": (m.gelu_tanh, lambda x: tt.gelu(x, approximate="tanh")),
         "erf": (m.erf, tt.erf),
     }
 

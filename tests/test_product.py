@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinytape.kernels import processor
@@ -121,21 +121,6 @@ def test_packing(dtype, k, n, seed):
     b = numbers(seed, k, n).astype(dtype)
     for view in orders(b):
         np.testing.assert_array_equal(packed(kernels, view, dtype), panels_of(b, dtype))
-
-
-@both
-@given(k=sizes, n=sizes | st.integers(80, 300), seed=seeds, data=st.data())
-def test_packing_in_parts(dtype, k, n, seed, data):
-    kernels = bind(np.dtype(dtype).type)
-    b = numbers(seed, k, n).astype(dtype)
-    panels = kernels.panels(n)
-    middle = data.draw(st.integers(0, panels))
-    for view in orders(b):
-        out = np.full(kernels.packed_size(k, n), 7, dtype)
-        strides = [stride // view.itemsize for stride in view.strides]
-        for part in [(middle, panels), (0, middle)]:
-            kernels.pack_panels(k, n, view.ctypes.data, *strides, out.ctypes.data, *part)
-        np.testing.assert_array_equal(out, packed(kernels, b, dtype))
 
 
 # ---- products -------------------------------------------------------------------------------------------------------
@@ -250,6 +235,22 @@ def test_outer_product(dtype, steps, rows, m, n, add, seed, data):
     b = sheet(numbers(seed + 1, steps, rows, n), dtype, data.draw)
     c = sheet(numbers(seed + 2, 1, m, n), dtype, data.draw)
     assert_sums(multiplied_outer(kernels, a, b, c, add), c.values[0] * add, rows_of(a).T, rows_of(b))
+
+
+@both
+@given(k=st.integers(1, 700), m=st.integers(1, 700), n=sizes, data=st.data())
+@example(k=96, m=256, n=64, data=93)
+@example(k=94, m=416, n=104, data=93)
+def test_scratch_is_enough_for_fewer_rows(dtype, k, m, n, data):
+    kernels = bind(np.dtype(dtype).type)
+    fewer = data if isinstance(data, int) else data.draw(st.integers(1, k))
+    size = kernels.outer_scratch(k, m, n)
+    scratch = np.full(size + 3000, 7, dtype)
+    a, b, c = np.ones((fewer, m), dtype), np.ones((fewer, n), dtype), np.empty((m, n), dtype)
+    at = [x.ctypes.data for x in (a, b, c, scratch)]
+    kernels.outer_product(1, fewer, m, n, at[0], 0, m, at[1], 0, n, at[2], n, 0, at[3])
+    assert np.all(scratch[size:] == 7)
+    np.testing.assert_array_equal(c, fewer)
 
 
 @both

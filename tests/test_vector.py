@@ -45,7 +45,7 @@ def kernels(dtype):
     """Each function of memory, as a function on addresses."""
     m = of(dtype)
     load, store, strided, store_strided = m.load, m.store, m.strided, m.store_strided
-    load_bool, store_bool, get, put = m.load_bool, m.store_bool, m.get, m.put
+    get, put = m.get, m.put
 
     @njit
     def copy(source, j, out, k, n):
@@ -56,10 +56,6 @@ def kernels(dtype):
         store_strided(out, k, out_stride, strided(source, j, stride, n), n)
 
     @njit
-    def copy_bools(source, j, out, k, n):
-        store_bool(out, k, load_bool(source, j, n), n)
-
-    @njit
     def load_all(source, j, out, n):
         store(out, 0, load(source, j, n), m_lanes)
 
@@ -68,13 +64,13 @@ def kernels(dtype):
         put(out, k, get(source, j))
 
     m_lanes = m.LANES
-    return copy, copy_strided, copy_bools, load_all, numbers
+    return copy, copy_strided, load_all, numbers
 
 
 @compiled
 @both
 def test_memory(dtype):
-    copy, copy_strided, copy_bools, load_all, numbers = kernels(dtype)
+    copy, copy_strided, load_all, numbers = kernels(dtype)
     lanes = of(dtype).LANES
     source = np.arange(1, 501, dtype=dtype)
 
@@ -94,11 +90,6 @@ def test_memory(dtype):
         out[:] = -1
         load_all(source.ctypes.data, j, out.ctypes.data, n)
         np.testing.assert_array_equal(out[:lanes], np.where(np.arange(lanes) < n, source[j : j + lanes], 0))
-
-        flags, out_flags = source % 3 == 0, np.full(300, 7, np.uint8)
-        copy_bools(flags.ctypes.data, j, out_flags.ctypes.data, k, n)
-        np.testing.assert_array_equal(out_flags[k : k + n], flags[j : j + n])
-        assert (np.delete(out_flags, slice(k, k + n)) == 7).all()
 
         out[:] = 0
         numbers(source.ctypes.data, j, out.ctypes.data, k)
@@ -124,11 +115,10 @@ def test_partial_vectors_at_the_end_of_a_page(dtype):
     assert libc.mprotect(second, ctypes.c_size_t(page), 0) == 0
     try:
         size = np.dtype(dtype).itemsize
-        copy, copy_strided, copy_bools, *_ = kernels(dtype)
+        copy, copy_strided, *_ = kernels(dtype)
         for n in range(1, of(dtype).LANES + 1):
             copy(start + page - n * size, 0, start + page - n * size, 0, n)
             copy_strided(start + page - (3 * n - 2) * size, 0, 3, start + page - (3 * n - 2) * size, 0, 3, n)
-            copy_bools(start + page - n, 0, start + page - n, 0, n)
     finally:
         libc.mprotect(second, ctypes.c_size_t(page), mmap.PROT_READ | mmap.PROT_WRITE)
 
@@ -167,18 +157,17 @@ def test_reductions(dtype):
 
 @compiled
 @both
-def test_fill_and_index(dtype):
+def test_fill(dtype):
     m = of(dtype)
-    fill, index, store, lanes = m.fill, m.index, m.store, m.LANES
+    fill, store, lanes = m.fill, m.store, m.LANES
 
     @njit
-    def make(out, x, j):
+    def make(out, x):
         store(out, 0, fill(x), lanes)
-        store(out, lanes, index(j), lanes)
 
-    out = np.empty(2 * lanes, dtype)
-    make(out.ctypes.data, 0.1, 7)
-    np.testing.assert_array_equal(out, [*[np.dtype(dtype).type(0.1)] * lanes, *range(7, 7 + lanes)])
+    out = np.empty(lanes, dtype)
+    make(out.ctypes.data, 0.1)
+    np.testing.assert_array_equal(out, np.full(lanes, 0.1, dtype))
 
 
 @compiled

@@ -194,9 +194,9 @@ class Ready:
 def _share(
     invariants: Invariants, program: Program, tensors: list[Tensor], raws: list[Array], written: list[int]
 ) -> None:
-    """Let them have what was made for the last scan of the program on the same tensors, of which the first keeps it.
+    """Use again what the last scan of this program made of the same tensors; it is kept with the first one's storage.
 
-    Of tensors that may go before it, only small ones are held on to: all but leaves with gradients.
+    That keeps their arrays in memory, so only small ones are allowed, or leaves with gradients, which live on anyway.
     """
     if not tensors or any(
         t.storage is None or (t.raw.nbytes > SMALL and t.node.__class__ is not Leaf) for t in tensors

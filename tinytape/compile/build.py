@@ -229,8 +229,7 @@ class Builder:
         if batch in axes:
             if fn != "sum" or not self.adjoint:
                 raise self.cannot(f"{fn} over the batch axis mixes the rows")
-            inner = view._replace(shape=view.row_shape, axes=tuple(a for a in view.axes if a != BATCH))
-            return self.sum_of_rows(self.reduce(fn, inner, [a - (a > batch) for a in axes if a != batch]))
+            return self.sum_of_rows(self.reduce(fn, self._row(view), [a - (a > batch) for a in axes if a != batch]))
         kept = [i for i in range(len(view.shape)) if i not in axes]
         loop = _row_axes(len(view.shape), batch)
         space = tuple(n for i, n in enumerate(view.shape) if i != batch)
@@ -379,9 +378,8 @@ class Builder:
             inner = tuple(n if v != last else shape[v] for v, (_, _, n) in enumerate(piece.place))
             place = tuple(item if v == last else (0, 1, inner[v]) for v, item in enumerate(piece.place))
             strip = self._filled(inner, [Piece(piece.ref, place)])
-            whole_strip = Ref(strip, tuple((0, 1, v) for v in range(len(inner))))
             place = tuple((0, 1, shape[v]) if v == last else item for v, item in enumerate(piece.place))
-            return self._filled(shape, [Piece(whole_strip, place)])
+            return self._filled(shape, [Piece(Ref.whole(strip), place)])
         if len(partial) > 1:
             raise self.cannot("several pieces with holes in several axes")
         if not pieces:
@@ -396,7 +394,7 @@ class Builder:
         extent = tuple(n if i == v else length for i, length in enumerate(shape))
         zeros = self.make("map", extent, (0.0,), fn="copy")
         place = tuple((first, step, n) if i == v else (0, 1, length) for i, length in enumerate(shape))
-        return Piece(Ref(zeros, tuple((0, 1, i) for i in range(len(shape)))), place)
+        return Piece(Ref.whole(zeros), place)
 
 
 def _row_axes(rank: int, batch: int | None) -> list[int | None]:

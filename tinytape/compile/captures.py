@@ -28,6 +28,7 @@ __all__ = ["Captures", "look_through"]
 
 LARGE = 1 << 20  # bytes: larger arrays are not compared; the function is then traced each time
 MOST, DEEPEST = 1000, 30  # how many objects are looked at beside tensors and constants, and how far inside others
+REMEMBERED = 1000  # entries of each table of what was found
 SEVERAL = 8  # constants that are compared by a loop
 
 
@@ -78,7 +79,7 @@ def look_through(f: Callable[..., Any]) -> Captures:
     if not look.complete:
         return Captures((key,), look.tensors, False)
     number, matched = _number(key), look.matched()
-    if len(_patterns) > MOST:
+    if len(_patterns) > REMEMBERED:
         _patterns.clear()
     _patterns[code] = ((number, matched), *patterns)[:PATTERNS]
     return Captures(number, look.tensors, True, matched)
@@ -341,7 +342,7 @@ _numbers: dict[Any, int] = {}
 
 def _number(key: Any) -> int:
     """The same for equal keys, and much quicker to compare."""
-    if len(_numbers) > MOST:
+    if len(_numbers) > REMEMBERED:
         _numbers.clear()  # what was described then is described anew, by other numbers
     return _numbers.setdefault(key, next(_counter))
 
@@ -397,7 +398,7 @@ def _settled(f: types.FunctionType) -> _Settled | None:
         found = _settled_functions[f]
         if found is None or found.holds():
             return found
-    elif len(_settled_functions) > MOST:
+    elif len(_settled_functions) > REMEMBERED:
         _settled_functions.clear()
     settled = _Settled()
     look, key = _Look(settled), None

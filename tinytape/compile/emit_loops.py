@@ -47,7 +47,7 @@ class Body:
         stores: dict[Value, list[Store]] = {}
         for store in self.nest.stores:
             stores.setdefault(store.value, []).append(store)
-        folded = self.folded(inside, set(stores))
+        folded = self.folded(set(stores))
         for value in self.nest.values:
             if value in folded:
                 continue
@@ -62,7 +62,7 @@ class Body:
                     self.store(store)
         return self.lines or ["pass"]
 
-    def folded(self, inside: set[Value], stored: set[Value]) -> set[Value]:
+    def folded(self, stored: set[Value]) -> set[Value]:
         """Products that are read once, by a sum: the two are one instruction."""
         readers: dict[Value, list[Value]] = {}
         for value in self.nest.values:
@@ -76,7 +76,7 @@ class Body:
                 others = [a.value for a in user.args if isinstance(a, Ref) and a.value is not value]
                 if user.kind == "map" and user.fn in ("add", "subtract") and not found.intersection(others):
                     found.add(value)
-        return found & inside
+        return found
 
     def expression(self, value: Value, inside: set[Value], folded: set[Value]) -> str:
         def read(a: Any) -> str:

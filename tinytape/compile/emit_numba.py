@@ -103,7 +103,7 @@ class Writer:
         self.used: set[str] = set()  # names that the function in hand takes
         self.calls: dict[str, Pointers] = {}  # of a function of rows: the pointers that it takes
         self.offsets: dict[Any, str] = {}
-        self.met: set[tuple[str, str]] = set()  # what it reads from far
+        self.met: set[tuple[str, str]] = set()  # pairs of pointer and offset that are prefetched already
         self.far: dict[str, str] = {}  # a pointer to the row to come, and the one that is to be there
         self.added: list[Value] = []  # sums that are added up in nests
 
@@ -182,7 +182,7 @@ class Writer:
         return self.located(value, step)
 
     def following(self, pointer: str, value: Value, at: str) -> str | None:
-        """For what was written long ago and is read for the first time for a row: the pointer to the row to come."""
+        """The pointer to the next row, to prefetch it; None unless the value was written long ago and not read yet."""
         base = self.base(value)
         place = self.half.places.get(base, base.kind)
         is_far = place in ("seed_y", "x", "history") or place.startswith(("ys", "carry"))
@@ -289,8 +289,8 @@ class Writer:
             self.entry(name, "run", name)
         steps = self.phase(self.half.step, "step", "b_step")
         block = self.phase(self.half.block, "block", "b_block")
-        for i, value in enumerate(self.plan.sums):
-            block += self.sum(value, i)
+        for value in self.plan.sums:
+            block += self.sum(value)
         for value in self.added:
             name = self.name_of(value)
             size = self.entry(f"{name}_size", "number", number=value.size)
@@ -376,7 +376,7 @@ class Writer:
             return ""
         return self.entry(f"{self.name_of(value)}_step", "step", value)
 
-    def sum(self, value: Value, i: int) -> list[str]:
+    def sum(self, value: Value) -> list[str]:
         """A gradient that is computed for a block at once."""
         name = self.name_of(value)
         out = self.entry(f"{name}_at", "sum", value)

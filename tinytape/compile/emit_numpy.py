@@ -85,7 +85,7 @@ def _backward(program: Program, phases: Phases, names: dict[Value, str]) -> list
     lines += _statements(phases.again, names, inner)
     lines += _statements(phases.adjoint, names, inner)
     for name, value in zip(sums, phases.sums, strict=True):
-        lines.append(f"{inner}{name} = {name} + {_sum(value, names, program.batched)}")
+        lines.append(f"{inner}{name} = {name} + {_sum(value, names)}")
     for name, value in zip(shares, program.fixed_gradients.values(), strict=True):
         lines.append(f"{inner}{name} = {name} + {names[value]}")
     lines.append(f"{inner}dxs.append(({_list(names, program.input_gradients.values())}))")
@@ -201,7 +201,7 @@ def _argument(arg: Any, extent: Shape, names: dict[Value, str]) -> str:
     return text
 
 
-def _sum(value: Value, names: dict[Value, str], batched: bool) -> str:
+def _sum(value: Value, names: dict[Value, str]) -> str:
     if value.kind == "outer":
         a, b = (names[v] for v in value.args)
         k, n = value.shape

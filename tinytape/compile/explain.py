@@ -44,7 +44,9 @@ class Explanation:
 
     @property
     def kept_bytes(self) -> int:
-        return 0 if self.plan is None else _kept_bytes(self.plan)
+        if self.plan is None:
+            return 0
+        return sum(v.size for v in _kept(self.plan)) * np.dtype(self.plan.program.dtype).itemsize
 
     @property
     def forward_flops(self) -> int:
@@ -76,10 +78,12 @@ class Explanation:
     __repr__ = __str__
 
 
-def _kept_bytes(plan: Schedule) -> int:
+def _kept(plan: Schedule) -> list[Value]:
+    """What of each step waits for the adjoint: kept values, and carries that lie in memory of their own."""
+    if plan.backward is None:
+        return []
     histories = [v for v in plan.program.carries if plan.forward.places[v].startswith("carry")]
-    size = sum(v.size for v in {*plan.phases.kept, *histories})
-    return size * np.dtype(plan.program.dtype).itemsize if plan.backward is not None else 0
+    return list(dict.fromkeys([*plan.phases.kept, *histories]))
 
 
 def _flops(value: Value) -> int:
@@ -169,8 +173,7 @@ class _Page:
 
     def kept(self, about: Explanation) -> Iterable[str]:
         plan = self.plan
-        histories = [v for v in plan.program.carries if plan.forward.places[v].startswith("carry")]
-        names = [f"{self.name(v)} {list(v.shape)}" for v in dict.fromkeys([*plan.phases.kept, *histories])]
+        names = [f"{self.name(v)} {list(v.shape)}" for v in _kept(plan)]
         yield f"kept for the adjoint: {', '.join(names) or 'nothing'}: {about.kept_bytes:,} bytes a step and row"
         again = ", ".join(f"{self.name(v)} {v.fn}" for v in plan.phases.again if v.kind in ("map", "reduce"))
         yield f"computed again: {again or 'nothing'}"

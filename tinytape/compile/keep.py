@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from .program import CONTRACTED, Program, Value, topological
 
-__all__ = ["QUICK", "Phases", "depending", "phases"]
+__all__ = ["QUICK", "Phases", "closure", "depending", "phases"]
 
 SEEDS = ("seed_carry", "seed_y")
 SOURCE, SINK = "source", "sink"
@@ -41,15 +41,16 @@ def phases(program: Program) -> Phases:
     sums = [v for v in everything if v.kind in ("outer", "rowsum")]
     post = [v for v in everything if v.kind == "post"]
     steady = [v for v in everything if v not in moving and v.kind not in ("invariant", *CONTRACTED)]
-    read = {v for user in (*adjoint, *sums) for v in user.reads() if v in set(steady)}
+    read = {v for user in (*adjoint, *sums) for v in user.reads()}.intersection(steady)
     free = {*program.carries, *program.outputs, *(v for v in steady if v.kind in ("carry", "x", "fixed"))}
     cut = _cut(steady, read, free)
     kept = [v for v in steady if v in cut]
-    needed = _needed(read, free | cut)
+    there = free | cut
+    needed = closure(read - there, set(steady) - there)
     again = [v for v in steady if v in needed]
-    forward = [v for v in topological([*program.carries, *program.outputs, *kept]) if v.kind != "invariant"]
+    forward = topological([*program.carries, *program.outputs, *kept])
     return Phases(
-        [v for v in forward if v.kind not in ("carry", "x", "fixed")],
+        [v for v in forward if v.kind not in ("invariant", "carry", "x", "fixed")],
         kept,
         again,
         [v for v in adjoint if v.kind not in SEEDS],
@@ -67,16 +68,16 @@ def depending(values: Iterable[Value], others: Collection[Value] = ()) -> set[Va
     return found
 
 
-def _needed(read: set[Value], there: set[Value]) -> set[Value]:
-    """What has to be computed again for `read`, given what is there."""
-    needed: set[Value] = set()
-    stack = [v for v in read if v not in there]
+def closure(roots: Iterable[Value], within: set[Value]) -> set[Value]:
+    """`roots` and what they are computed from, as far as that is in `within`."""
+    stack = list(roots)
+    found = set(stack)
     while stack:
-        value = stack.pop()
-        if value not in needed:
-            needed.add(value)
-            stack.extend(v for v in value.reads() if v not in there and v.kind != "invariant")
-    return needed
+        for value in stack.pop().reads():
+            if value in within and value not in found:
+                found.add(value)
+                stack.append(value)
+    return found
 
 
 def _cut(steady: list[Value], read: set[Value], free: set[Value]) -> set[Value]:

@@ -109,7 +109,7 @@ def is_plain(kind: type) -> bool:
     bases = [base for base in kind.__mro__ if base is not object]
     written = all(base.__flags__ & HEAP_TYPE and not vars(base).get("__slots__") for base in bases)
     looked_up = any(name in vars(base) for base in bases for name in ("__getattr__", "__getattribute__"))
-    return written and (not looked_up or hasattr(kind, "named_parameters"))
+    return written and not looked_up
 
 
 # ---- code -----------------------------------------------------------------------------------------------------------

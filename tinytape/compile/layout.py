@@ -22,7 +22,7 @@ from .program import Program, Value
 __all__ = ["ALIGN", "Layout", "Memory", "Pad", "Strides", "strides_of"]
 
 ALIGN = 64  # bytes
-SMALL = 1 << 19  # bytes
+SMALL = 1 << 19  # bytes of a thread's working memory: up to here it is kept for the next run, and not counted
 VECTOR = 16  # elements
 
 

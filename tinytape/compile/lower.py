@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..engine.op import Op
 from ..ops.shape import reshape
 from .build import Builder
 from .program import CONTRACTED, Program, Recipe, Shape, Value, topological
@@ -203,17 +204,10 @@ class Lowering(Builder):
         return self.constant(np.broadcast_to(arg.value.array, arg.shape))
 
     def _lowered(self, call: Call, args: list[Any]) -> tuple[Any, ...]:
-        rule = RULES.get(call.op.name)
-        if rule is None:
-            raise self.cannot(f"there is no rule for {call.op.name}")
         for out in call.outs:
             if self.arrays[out].dtype not in (self.dtype, np.bool_):
                 raise self.cannot(f"{call.op.name} gives {self.arrays[out].dtype}, where the carry is {self.dtype}")
-        try:
-            results = rule(self, *args, **call.options)
-        except _UNFORESEEN as error:
-            raise self.cannot(f"{call.op.name} in this form: {error}") from error
-        results = results if call.op.several else (results,)
+        results = self._by_rule(call.op, args, call.options)
         in_rows = any(isinstance(a, View) and a.batch is not None for a in args)
         found: list[Any] = []
         for out, result in zip(call.outs, results, strict=True):
@@ -224,6 +218,17 @@ class Lowering(Builder):
                 raise self.cannot(f"{call.op.name} was lowered to shape {result.shape}, not {shape}")
             found.append(result)
         return tuple(found)
+
+    def _by_rule(self, op: Op, args: list[Any], options: dict[str, Any]) -> tuple[Any, ...]:
+        """The results of an op, as its rule makes them."""
+        rule = RULES.get(op.name)
+        if rule is None:
+            raise self.cannot(f"there is no rule for {op.name}")
+        try:
+            results = rule(self, *args, **options)
+        except _UNFORESEEN as error:
+            raise self.cannot(f"{op.name} in this form: {error}") from error
+        return results if op.several else (results,)
 
     # ---- sums over the batch -----------------------------------------------------------------------------------
 
@@ -268,14 +273,7 @@ class Lowering(Builder):
             return self.reduce("sum", self.map("multiply", columns, lines), range(rank - 1))
         recipe = arg.recipe
         args = [self._shares(a) if _is_contracted(a) else a for a in recipe.args]
-        rule = RULES.get(recipe.op.name)
-        if rule is None:
-            raise self.cannot(f"there is no rule for {recipe.op.name}")
-        try:
-            results = rule(self, *args, **recipe.options)
-        except _UNFORESEEN as error:
-            raise self.cannot(f"{recipe.op.name} in this form: {error}") from error
-        return self.view(results[recipe.out] if recipe.op.several else results)
+        return self.view(self._by_rule(recipe.op, args, recipe.options)[recipe.out])
 
     # ---- what comes out ----------------------------------------------------------------------------------------
 

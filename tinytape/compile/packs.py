@@ -11,19 +11,11 @@ import numpy as np
 from ..engine.tree import Array
 from ..kernels import native
 from ..kernels.address import address_of
+from ..kernels.workspace import Chunk
 from .program import Value
 from .recipes import Invariants
 
-__all__ = ["Matrix", "Panels", "products"]
-
-ALIGN = 64
-
-
-class Panels(NamedTuple):
-    """A packed matrix, and where it lies."""
-
-    address: int
-    memory: Array
+__all__ = ["Matrix", "products"]
 
 
 @cache
@@ -53,14 +45,14 @@ class Matrix:
         self.owner, self.transposed = owner_of(value)
         self.form = "panels", self.transposed, dtype.char
 
-    def panels(self, invariants: Invariants) -> Panels:
+    def panels(self, invariants: Invariants) -> Chunk:
         """The panels; those of a tensor from outside are kept until something is written there."""
         found = invariants.made.get(self)
         if found is None:
             found = invariants.made[self] = self._panels(invariants)
         return found
 
-    def _panels(self, invariants: Invariants) -> Panels:
+    def _panels(self, invariants: Invariants) -> Chunk:
         raw, storage = invariants.sources.get(self.owner, (None, None))
         if raw is None or storage is None:
             return _pack(invariants[self.value].astype(self.dtype, copy=False))
@@ -69,7 +61,7 @@ class Matrix:
             known = storage.derived = {}
         last: _Packed | None = known.get(self.form)
         if last is None or last.matrix is not raw or last.written != storage.written:
-            # Others may share the storage, such as the other half of it.
+            # Several matrices may be views of one storage: the last one asked for is found at once, others by place.
             place = *self.form, raw.shape, raw.strides, address_of(raw)
             last = known.get(place)
             if last is None or last.written != storage.written:
@@ -85,7 +77,7 @@ class _Packed(NamedTuple):
 
     written: int
     matrix: Array
-    panels: Panels
+    panels: Chunk
 
 
 def owner_of(value: Value) -> tuple[Any, bool]:
@@ -100,18 +92,10 @@ def owner_of(value: Value) -> tuple[Any, bool]:
     return value.recipe.captured, transposed
 
 
-def _pack(matrix: Array) -> Panels:
+def _pack(matrix: Array) -> Chunk:
     kernels = products(matrix.dtype)
     k, n = matrix.shape
-    panels = aligned(kernels.packed_size(k, n), matrix.dtype)
+    panels = Chunk(kernels.packed_size(k, n) * matrix.itemsize)
     row, column = (s // matrix.itemsize for s in matrix.strides)
-    address = address_of(panels)
-    kernels.pack(k, n, address_of(matrix), row, column, address)
-    return Panels(address, panels)
-
-
-def aligned(size: int, dtype: np.dtype[Any]) -> Array:
-    """An array that begins at a multiple of 64 bytes."""
-    raw = np.empty(size * dtype.itemsize + ALIGN, np.uint8)
-    start = -raw.__array_interface__["data"][0] % ALIGN
-    return raw[start : start + size * dtype.itemsize].view(dtype)
+    kernels.pack(k, n, address_of(matrix), row, column, panels.address)
+    return panels

@@ -72,34 +72,14 @@ class Planner:
 
     def _stages(self, phase: str, values: list[Value]) -> list[Stage]:
         values = self._with_sums_in_place(values)
-        here = set(values)
-        level: dict[Value, int] = {}
-        for value in values:
-            below = max((level[v] for v in value.reads() if v in here), default=0)
-            level[value] = below + (value.kind == "product")
-        last = max(level.values(), default=0)
-        latest = {v: level[v] if v.kind == "product" or v in self.before else last for v in values}
-        for value in reversed(values):
-            bound = latest[value] - (value.kind == "product" or value in self.before)
-            for v in value.reads():
-                if v in here and v.kind != "product" and v not in self.before:
-                    latest[v] = max(min(latest[v], bound), level[v])
-            if value in self.before:
-                first = self.before[value]
-                latest[first] = max(min(latest[first], bound), level[first])
-        stages = [Stage() for _ in range(last + 1)]
+        level, latest = self._bounds(values)
+        stages = [Stage() for _ in range(max(level.values(), default=0) + 1)]
         chosen: dict[Value, int] = {}
         for value in values:
-            # Next to what it reads from registers; else, if it reads memory alone, next to what reads it.
-            beside = [chosen[v] for v in value.reads() if v in chosen and v.kind not in ("product", "alias")]
-            at = latest[value] if value.kind == "product" or value in self.before else max(beside, default=-1)
-            if at < 0:
-                at = latest[value] if self.users.get(value) else level[value]
-            ready = max((chosen[v] for v in value.reads() if v in chosen), default=0)
-            at = chosen[value] = min(max(at, level[value], ready), latest[value])
+            at = chosen[value] = self._stage_of(value, level, latest, chosen)
             if value.kind == "product":
                 stages[at].products.append(value)
-            if value.kind == "product" or value in self.before:
+            if self._is_pinned(value):
                 self.where[value] = phase, at, -1
             elif value.kind == "alias":
                 self.where[value] = self.where.get(value.args[0], (phase, at, -1))
@@ -113,6 +93,34 @@ class Planner:
                 _, at, nest = self.where[first]
                 stages[at].nests[nest].stores.append(Store(first, value))
         return stages
+
+    def _is_pinned(self, value: Value) -> bool:
+        """Whether it is a product or what one is added to: then it is computed in the first stage it can be in."""
+        return value.kind == "product" or value in self.before
+
+    def _bounds(self, values: list[Value]) -> tuple[dict[Value, int], dict[Value, int]]:
+        """The first and the last stage that each value can be computed in."""
+        level = _depths(values)
+        last = max(level.values(), default=0)
+        latest = {v: level[v] if self._is_pinned(v) else last for v in values}
+        for value in reversed(values):
+            read = [v for v in value.reads() if v in level and not self._is_pinned(v)]
+            if value in self.before:
+                read.append(self.before[value])
+            for v in read:
+                latest[v] = max(min(latest[v], latest[value] - self._is_pinned(value)), level[v])
+        return level, latest
+
+    def _stage_of(
+        self, value: Value, level: dict[Value, int], latest: dict[Value, int], chosen: dict[Value, int]
+    ) -> int:
+        """Next to what it reads from registers; else, if it reads memory alone, next to what reads it."""
+        if self._is_pinned(value):
+            return latest[value]
+        read = [v for v in value.reads() if v in chosen]
+        beside = [chosen[v] for v in read if v.kind not in ("product", "alias")]
+        at = max(beside) if beside else latest[value] if self.users.get(value) else level[value]
+        return min(max(at, level[value], *(chosen[v] for v in read)), latest[value])
 
     def _with_sums_in_place(self, values: list[Value]) -> list[Value]:
         """Find sums with a product that are stored anyway: the product is then added to the other part in place."""

@@ -20,6 +20,8 @@ alias      the same elements in C order, in another shape
 outer      summed over rows and steps: the products of one vector's elements with another's (gradient of a product)
 rowsum     summed over rows and steps: the value itself (gradient of a bias)
 post       an op on such sums, after the last step
+none       in place of a seed: no gradient comes back for this leaf
+probe      stands for an array of some shape, to see what an index does to it; never part of a program
 ========== =============================================================================================
 """
 

@@ -88,9 +88,7 @@ def _(low: Builder, x: View, shift: Any, axis: Any) -> View:
 def _(low: Builder, x: View, axis: Any) -> View:
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     rank = len(x.shape) + len(axes)
-    new = {a % rank for a in axes}
-    old = iter(range(len(x.shape)))
-    return x.with_axes([-1 if i in new else next(old) for i in range(rank)])
+    return x.with_new({a % rank for a in axes})
 
 
 @rule("squeeze")

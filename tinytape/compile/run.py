@@ -15,7 +15,6 @@ from .cache import kernel
 from .dims import Dims
 from .emit_numba import numba_source
 from .form import Form, Forms, History
-from .packs import Panels
 from .program import Program, Value
 from .recipes import Invariants, finish
 from .results import maker, whole_rows
@@ -86,7 +85,7 @@ class Weights(NamedTuple):
 
     addresses: list[int]  # of packed matrices, which `panels` keeps
     arrays: list[Array]
-    panels: list[Panels]
+    panels: list[workspace.Chunk]
 
 
 class Compiled:

@@ -9,11 +9,11 @@ What is computed together becomes loops in `planner`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from .dims import Dims
-from .keep import Phases, depending, phases
+from .keep import Phases, closure, depending, phases
 from .loops import Half
 from .planner import Planner
 from .program import INPUTS, Program, Ref, Value, topological
@@ -40,7 +40,7 @@ def settle_roots(program: Program) -> None:
     claimed: set[Value] = set()
     moving = depending(topological(program.roots()))
 
-    def own(value: Value, free: set[Value] = frozenset()) -> Value:  # pyright: ignore[reportArgumentType]
+    def own(value: Value, free: Collection[Value] = ()) -> Value:
         if value.kind in (*INPUTS, "alias", "invariant") or (value in claimed and value not in free):
             value = _copied(value)
         claimed.add(value)
@@ -54,10 +54,14 @@ def settle_roots(program: Program) -> None:
         """One that no gradient comes into, as behind a sign, may be kept from the forward run: a copy of that."""
         return own(value if value in moving else _copied(value))
 
-    program.carry_gradients = [
-        Value("map", seed.shape, (0.0,), fn="copy") if g is None and seed.kind != "none" else g and own_gradient(g)
-        for g, seed in zip(program.carry_gradients, program.carry_seeds, strict=True)
-    ]
+    def of_carry(gradient: Value | None, seed: Value) -> Value | None:
+        """Zeros where the steps before wait for a gradient and none comes."""
+        if gradient is not None:
+            return own_gradient(gradient)
+        return None if seed.kind == "none" else Value("map", seed.shape, (0.0,), fn="copy")
+
+    pairs = zip(program.carry_gradients, program.carry_seeds, strict=True)
+    program.carry_gradients = [of_carry(gradient, seed) for gradient, seed in pairs]
     program.input_gradients = {i: own_gradient(g) for i, g in program.input_gradients.items()}
     program.fixed_gradients = {i: _copied(g) for i, g in program.fixed_gradients.items()}  # each is added up
 
@@ -71,7 +75,7 @@ def schedule(program: Program, dims: Dims) -> Schedule:
     found = phases(program)
     places = _places(program, found)
     carries = [v for v in program.inputs if v.kind == "carry"]
-    early = _closure(_independent(found.forward, carries), set(found.forward))
+    early = closure(_independent(found.forward, carries), set(found.forward))
     steps = [v for v in found.forward if v not in early]
     forward = Planner(dims, places, [v for v in found.forward if v in early], steps, [])
     half = forward.half(block_first=True)
@@ -105,28 +109,13 @@ def _places(program: Program, found: Phases) -> dict[Value, str]:
 
 def _independent(values: list[Value], carries: list[Value]) -> list[Value]:
     """Products that do not depend on the carry."""
-    moving = set(carries)
-    for value in values:
-        if any(v in moving for v in value.reads()):
-            moving.add(value)
+    moving = depending([*carries, *values], carries)
     return [v for v in values if v.kind == "product" and v not in moving]
-
-
-def _closure(roots: Iterable[Value], within: set[Value]) -> set[Value]:
-    """`roots` and what they are computed from."""
-    stack = list(roots)
-    found = set(stack)
-    while stack:
-        for value in stack.pop().reads():
-            if value in within and value not in found:
-                found.add(value)
-                stack.append(value)
-    return found
 
 
 def _split_adjoint(program: Program, found: Phases) -> tuple[list[Value], list[Value]]:
     """The adjoint's values that belong to a step, and those that can wait for the block's end."""
-    needed = _closure([g for g in program.carry_gradients if g is not None], set(found.adjoint))
+    needed = closure([g for g in program.carry_gradients if g is not None], set(found.adjoint))
     late: set[Value] = set()
     for value in found.adjoint:
         if value not in needed and (value.kind == "product" or any(v in late for v in value.reads())):

@@ -8,8 +8,6 @@ and any number but zero (NaN too) counts as true.
 
 from __future__ import annotations
 
-import math
-
 from .value import Value, call, select
 from .value import fma as fused
 from .vector import elementwise, larger, smaller
@@ -17,31 +15,19 @@ from .vector import elementwise, larger, smaller
 __all__ = [
     "absolute",
     "ceil",
-    "clip",
     "equal",
     "floor",
-    "floor_divide",
     "fma",
     "greater",
     "greater_equal",
-    "isfinite",
-    "isinf",
-    "isnan",
-    "leaky_relu",
     "less",
     "less_equal",
-    "logical_and",
-    "logical_not",
-    "logical_or",
-    "logical_xor",
     "maximum",
     "minimum",
     "negative",
     "not_equal",
     "reciprocal",
     "relu",
-    "remainder",
-    "rint",
     "sign",
     "sqrt",
     "square",
@@ -110,37 +96,6 @@ def ceil(x: Value) -> Value:
     return call("ceil", x)
 
 
-@elementwise
-def rint(x: Value) -> Value:
-    """The nearest whole number, and of two the even one."""
-    return call("rint", x)
-
-
-def _needs_step(left: Value, b: Value) -> Value:
-    """Where C's remainder has the other sign than `b`, so that one more multiple goes into it."""
-    return ((left < 0.0) ^ (b < 0.0)) & left.differs(0.0)
-
-
-@elementwise
-def remainder(a: Value, b: Value) -> Value:
-    """What is left of `a` after whole multiples of `b`, with the sign of `b`."""
-    left = a % b
-    moved = select(_needs_step(left, b), left + b, left)
-    return select(left.equals(0.0), call("copysign", left, b), moved)
-
-
-@elementwise
-def floor_divide(a: Value, b: Value) -> Value:
-    """The whole number of times that `b` goes into `a`, rounded down."""
-    left = a % b
-    quotient = (a - left) / b
-    quotient = select(_needs_step(left, b), quotient - 1.0, quotient)
-    whole = call("floor", quotient)
-    whole = select((quotient - whole) > 0.5, whole + 1.0, whole)  # the division above is rounded
-    whole = select(whole.equals(0.0), call("copysign", whole, a / b), whole)
-    return select(b.equals(0.0), a / b, whole)
-
-
 # ---- of two, and choices --------------------------------------------------------------------------------------------
 
 
@@ -157,12 +112,6 @@ def minimum(a: Value, b: Value) -> Value:
 
 
 @elementwise
-def clip(x: Value, low: Value, high: Value) -> Value:
-    """`x` held between `low` and `high`; `high` wins where they cross."""
-    return smaller(larger(x, low), high)
-
-
-@elementwise
 def where(condition: Value, a: Value, b: Value) -> Value:
     """`a` where `condition` is not zero, `b` elsewhere."""
     return select(condition.differs(0.0), a, b)
@@ -172,12 +121,6 @@ def where(condition: Value, a: Value, b: Value) -> Value:
 def relu(x: Value) -> Value:
     """`x` where it is positive, 0 elsewhere."""
     return select(x <= 0.0, 0.0, x)
-
-
-@elementwise
-def leaky_relu(x: Value, negative_slope: Value) -> Value:
-    """`x` where it is positive, ``negative_slope * x`` elsewhere."""
-    return select(x > 0.0, x, negative_slope * x)
 
 
 # ---- comparisons and truth ------------------------------------------------------------------------------------------
@@ -217,45 +160,3 @@ def equal(a: Value, b: Value) -> Value:
 def not_equal(a: Value, b: Value) -> Value:
     """Whether both differ, as NaN does from everything."""
     return _truth(a.differs(b), a)
-
-
-@elementwise
-def isnan(x: Value) -> Value:
-    """Whether `x` is NaN."""
-    return _truth(x.is_nan(), x)
-
-
-@elementwise
-def isinf(x: Value) -> Value:
-    """Whether `x` is infinite."""
-    return _truth(call("fabs", x).equals(math.inf), x)
-
-
-@elementwise
-def isfinite(x: Value) -> Value:
-    """Whether `x` is neither infinite nor NaN."""
-    return _truth(call("fabs", x) < math.inf, x)
-
-
-@elementwise
-def logical_not(a: Value) -> Value:
-    """Whether `a` is zero."""
-    return _truth(a.equals(0.0), a)
-
-
-@elementwise
-def logical_and(a: Value, b: Value) -> Value:
-    """Whether neither is zero."""
-    return _truth(a.differs(0.0) & b.differs(0.0), a)
-
-
-@elementwise
-def logical_or(a: Value, b: Value) -> Value:
-    """Whether not both are zero."""
-    return _truth(a.differs(0.0) | b.differs(0.0), a)
-
-
-@elementwise
-def logical_xor(a: Value, b: Value) -> Value:
-    """Whether one is zero and the other is not."""
-    return _truth(a.differs(0.0) ^ b.differs(0.0), a)

@@ -8,7 +8,7 @@ from numba import types
 from . import processor
 from .arithmetic import *
 from .maths import *
-from .memory import Memory, store, store_bool, store_strided
+from .memory import Memory, store, store_strided
 from .trigonometry import *
 from .vector import largest, only, smallest, total
 
@@ -17,10 +17,8 @@ LANES = processor.LANES[4]
 _memory = Memory(types.float32)
 
 load = _memory.load()
-load_bool = _memory.load_bool()
 strided = _memory.strided()
 get = _memory.get()
 put = _memory.put()
 fill = _memory.fill()
-index = _memory.index()
 prefetch = _memory.prefetch()

@@ -1,8 +1,8 @@
 """The folder in which compiled kernels are kept from one run to the next.
 
-Files are named by a hash of all that went into them and are written whole, by renaming, so processes that start
-together may write the same file and each reader sees one or the other. Where the folder cannot be written, what is
-there is still read, and new files go to a temporary folder of this process.
+Files lie in a folder that is named by a hash of all that compiled code depends on (`fingerprint`), and are written
+whole, by renaming, so processes that start together may write the same file and each reader sees one or the other.
+Where the folder cannot be written, what is there is still read, and new files go to a temporary folder of this process.
 
 Compiled code is *checked*: the file begins with a checksum over the rest and over its own name.
 """
@@ -32,7 +32,7 @@ UNUSED = 60 * 86400.0
 
 _DAY = 86400.0
 _HOUR = 3600.0
-_GROUP = re.compile(r"[0-9a-f]{16}")  # the folders and files that are ours: all others are left alone
+_GROUP = re.compile(r"[0-9a-f]{16}")  # the folders that are ours, and the files in them: all others are left alone
 _FILE = re.compile(r".*\.(py|kernel|native|writing)")
 
 _DIGEST = hashlib.sha256().digest_size

@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 
 from . import native, processor
 from .value import Value, splat
+from .vector import valid_lanes
 
 __all__ = ["Lanes", "Variable", "bodies", "function_type", "lanes_of", "routine", "size_of"]
 
@@ -84,10 +85,7 @@ class Lanes:
 
     def first(self, count: Value) -> Value:
         """A mask of the first lanes; `count` may be negative, or more than there are."""
-        number = ir.IntType(8 * self.size)  # as wide as the lanes, which spares the machine a conversion
-        bound = count if number == _INTEGER else Value(self.builder, self.builder.trunc(count.raw, number))
-        lanes = ir.Constant(ir.VectorType(number, self.count), [ir.Constant(number, i) for i in range(self.count)])
-        return Value(self.builder, lanes) < splat(bound, self.count)
+        return valid_lanes(count, self.type)
 
     def transpose(self, vectors: list[Value]) -> list[Value]:
         """The rows of a square matrix transposed: exchanges blocks of one, two, four ... elements between two rows."""

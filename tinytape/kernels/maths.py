@@ -2,7 +2,7 @@
 
 Each formula serves both formats; only its constants differ (`coefficients`). Signs of zero are not kept, and results
 too small for a normal number may be 0. Errors over the whole range, which the tests check, are below 3 units in the
-last place, those of erfc below 5. silu and gelu are products: where their small factor is 0, so are they.
+last place, those of erfc below 5. silu is a product: where its small factor is 0, so is it.
 """
 
 # pyright: basic
@@ -17,14 +17,11 @@ from .value import Value, call, fma, select
 from .vector import elementwise, larger
 
 __all__ = [
-    "elu",
     "erf",
     "erfc",
     "exp",
     "exp2",
     "expm1",
-    "gelu",
-    "gelu_tanh",
     "log",
     "log1p",
     "log2",
@@ -89,14 +86,6 @@ def _exp(x: Value) -> Value:
     return select(x.compare(">", c.overflow, or_nan=True), x + math.inf, y)
 
 
-def _expm1(x: Value) -> Value:
-    c = constants(x)
-    p, n = _split(_above(x, -4.0 * c.unit))
-    half = _power_of_two(n - 1, x)  # 2**n itself may overflow where the result does not
-    y = 2.0 * fma(half, p, half - 0.5)
-    return select(x.compare(">", c.overflow, or_nan=True), x + math.inf, y)
-
-
 @elementwise
 def exp(x: Value) -> Value:
     """The exponential function; results too small for a normal number are 0."""
@@ -106,7 +95,11 @@ def exp(x: Value) -> Value:
 @elementwise
 def expm1(x: Value) -> Value:
     """``exp(x) - 1``, exact near 0 too."""
-    return _expm1(x)
+    c = constants(x)
+    p, n = _split(_above(x, -4.0 * c.unit))
+    half = _power_of_two(n - 1, x)  # 2**n itself may overflow where the result does not
+    y = 2.0 * fma(half, p, half - 0.5)
+    return select(x.compare(">", c.overflow, or_nan=True), x + math.inf, y)
 
 
 @elementwise
@@ -123,11 +116,7 @@ def exp2(x: Value) -> Value:
 @elementwise
 def tanh(x: Value) -> Value:
     """The hyperbolic tangent."""
-    return _tanh(x)
-
-
-def _tanh(x: Value) -> Value:
-    """(1 - exp(-2x)) / (1 + exp(-2x)) for x >= 0, with exp(-2x) = s (1 + p): each side is rounded once."""
+    # (1 - exp(-2x)) / (1 + exp(-2x)) for x >= 0, with exp(-2x) = s (1 + p): each side is rounded once.
     p, n = _split(_above(-2.0 * call("fabs", x), -2.0 * constants(x).unit))
     s = _power_of_two(n, x)
     return call("copysign", fma(s, p, s - 1.0), x) / fma(s, p, s + 1.0)
@@ -147,12 +136,6 @@ def sigmoid(x: Value) -> Value:
 def silu(x: Value) -> Value:
     """``x * sigmoid(x)``."""
     return x * _sigmoid(x)
-
-
-@elementwise
-def elu(x: Value, alpha: Value) -> Value:
-    """`x` where it is positive, ``alpha * (exp(x) - 1)`` elsewhere."""
-    return select(x > 0.0, x, alpha * _expm1(x))
 
 
 # ---- logarithms -----------------------------------------------------------------------------------------------------
@@ -251,12 +234,8 @@ def log1p(x: Value) -> Value:
 def softplus(x: Value, beta: Value, threshold: Value) -> Value:
     """``log(1 + exp(beta * x)) / beta``, and `x` itself where ``beta * x > threshold``."""
     z = x * beta
-    smooth = (_positive(z) + _log1p(_exp(-call("fabs", z)))) / beta
+    smooth = (_above(z, 0.0) + _log1p(_exp(-call("fabs", z)))) / beta
     return select(z > threshold, x, smooth)
-
-
-def _positive(x: Value) -> Value:
-    return select(x <= 0.0, 0.0, x)
 
 
 @elementwise
@@ -298,25 +277,8 @@ def erf(x: Value) -> Value:
     return select(size < 1.0, _near(x), call("copysign", 1.0 - _tail(size), x))
 
 
-def _erfc(x: Value) -> Value:
-    tail = _tail(call("fabs", x))
-    return select(call("fabs", x) < 0.5, 1.0 - _near(x), select(x < 0.0, 2.0 - tail, tail))
-
-
 @elementwise
 def erfc(x: Value) -> Value:
     """One minus the error function, exact where that is small."""
-    return _erfc(x)
-
-
-@elementwise
-def gelu(x: Value) -> Value:
-    """`x` times the standard normal distribution function of `x`."""
-    return x * (0.5 * _erfc(x * (-1.0 / math.sqrt(2.0))))
-
-
-@elementwise
-def gelu_tanh(x: Value) -> Value:
-    """``0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))``."""
-    inner = math.sqrt(2.0 / math.pi) * (x + 0.044715 * (x * x * x))
-    return 0.5 * x * (1.0 + _tanh(inner))
+    tail = _tail(call("fabs", x))
+    return select(call("fabs", x) < 0.5, 1.0 - _near(x), select(x < 0.0, 2.0 - tail, tail))

@@ -106,17 +106,17 @@ def _slices(length, count, multiple):
 
 def _multiply(a, b, bias, out):
     """Write one part."""
-    scratch = workspace.take(_machine().scratch_of_part())
+    scratch = workspace.take(_scratch_size())
     steps = [stride // x.itemsize for x in (a, b, out) for stride in x.strides]
     start = 0 if bias is None else address_of(bias)
-    _part(a.dtype)(*out.shape, len(b), *map(address_of, (a, b, out)), *steps, start, scratch.address)
+    _part(a.dtype)(*out.shape, len(b), *map(address_of, (a, b, out)), *steps[:-1], start, scratch.address)
     scratch.release()
 
 
 @cache
-def _machine():
-    """What `part` says of this machine."""
-    return native.module("part", vector_bytes=0, scratch_of_part=0)
+def _scratch_size():
+    """How many bytes a part works in."""
+    return native.module("part", scratch_of_part=0).scratch_of_part()
 
 
 @cache
@@ -129,4 +129,4 @@ def _part(dtype):
         routines.load(dtype.type)
         return vars(part)
 
-    return native.functions(f"part.{dtype.name}", {"multiply_part": 14}, origin, dtype.name)["multiply_part"]
+    return native.functions(f"part.{dtype.name}", {"multiply_part": 13}, origin, dtype.name)["multiply_part"]

@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
-from .value import Value, select, splat
+from .value import Value, splat
 from .vector import Vector, named, steps, valid_lanes
 
 __all__ = ["Memory", "array_at"]
@@ -116,21 +116,6 @@ def store_strided(typing_context, address, j, stride, v, m):
     return (types.void(*[types.int64] * 3, v, types.int64), generate) if isinstance(v, Vector) else None
 
 
-@intrinsic
-def store_bool(typing_context, address, j, v, m):
-    """Write the first `m` lanes of `v` as bools of a byte: whether they are not zero."""
-
-    def generate(context, builder, signature, raw):
-        where, index, vector, count = _values(builder, raw)
-        mask = valid_lanes(count, vector.raw.type)
-        truth = vector.differs(0.0)
-        data = ir.VectorType(_INT8, vector.lanes)
-        _write(vector.new(builder.zext(truth.raw, data)), _pointer(where, index, data, 1), mask, 1)
-        return context.get_dummy_value()
-
-    return (types.void(types.int64, types.int64, v, types.int64), generate) if isinstance(v, Vector) else None
-
-
 # ---- reading, by dtype ----------------------------------------------------------------------------------------------
 
 
@@ -170,20 +155,6 @@ class Memory:
             return _read(_pointer(address, j, self.data, self.size), mask, self.data, self.size)
 
         return self._function(load, self.vector(*[types.int64] * 3), write)
-
-    def load_bool(self) -> Any:
-        """A function that reads bools."""
-
-        def load_bool(address, j, m):
-            """Bools of a byte at `j`, `j` + 1, ..., as 1.0 and 0.0; zero in the lanes from `m` on."""
-
-        def write(address: Value, j: Value, m: Value) -> Value:
-            data = ir.VectorType(_INT8, self.data.count)
-            truth = _read(_pointer(address, j, data, 1), valid_lanes(m, self.data), data, 1)
-            one = address.new(ir.Constant(self.data, [ir.Constant(self.element, 1.0)] * self.data.count))
-            return select(truth.new(address.builder.icmp_signed("!=", truth.raw, ir.Constant(data, None))), one, 0.0)
-
-        return self._function(load_bool, self.vector(*[types.int64] * 3), write)
 
     def strided(self) -> Any:
         """A function that reads elements that lie apart."""
@@ -228,18 +199,6 @@ class Memory:
             """A vector with the number `x` in every lane."""
 
         return self._function(fill, self.vector(self.vector.dtype), lambda x: splat(x, self.vector.lanes))
-
-    def index(self) -> Any:
-        """A function that counts."""
-
-        def index(j):
-            """A vector of `j`, `j` + 1, ..."""
-
-        def write(j: Value) -> Value:
-            numbers = splat(j, self.vector.lanes) + j.new(steps(_INT64, self.vector.lanes))
-            return j.new(j.builder.sitofp(numbers.raw, self.data))
-
-        return self._function(index, self.vector(types.int64), write)
 
     def prefetch(self) -> Any:
         """A function that asks for memory which will soon be read."""

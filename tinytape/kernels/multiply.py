@@ -7,20 +7,21 @@ from __future__ import annotations
 from .compiler import kernel
 from .lanes import size_of
 from .packing import packed_columns, panel_columns
+from .processor import WIDTH
 from .tiles import ROWS, tile
 
 __all__ = ["AHEAD", "BLOCK", "begin_of_part", "multiply", "multiply_steps", "part_count"]
 
 BLOCK = 128 * 1024
-"""Bytes of A that are multiplied with all panels in turn: they stay in the second-level cache."""
+"""Bytes of A that are multiplied with all panels in turn: they stay in the second-level cache, unless rows are long."""
 
-_LEAST = 64  # rows of A that are, whatever they take: B comes from further away, once for each block
+_ROWS = 64  # that a block may have, however long: B is read once for each block, and from further away
 
 AHEAD = 2048
 """Bytes by which B is prefetched while it is read."""
 
-_PANEL = 32 * 1024  # bytes of a panel that several tiles use in turn: they stay in the first-level cache
-_LONG = 3072  # numbers of A that one tile uses in a panel: they stay there until the next
+_PANEL = 512 * WIDTH  # bytes of a panel that several tiles use in turn: they stay in the first-level cache
+_LONG = 48 * WIDTH  # numbers of A that one tile uses in a panel: they stay there until the next
 _FAR = 1024 * 1024  # bytes of B that may not stay in the second-level cache from one product to the next
 
 
@@ -47,7 +48,7 @@ def multiply(zero, rows, n, k, a, a_row, packed, c, c_row, start, start_row):
     for memory while the others leave it idle.
     """
     size, panel = size_of(zero), panel_columns(zero)
-    blocks = part_count(rows, max(_LEAST, BLOCK // (max(1, k) * size)))
+    blocks = part_count(rows, max(_ROWS, BLOCK // (max(1, k) * size)))
     is_far = k * n * size > _FAR
     for i in range(blocks):
         top = begin_of_part(rows, blocks, i)

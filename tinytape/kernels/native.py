@@ -221,7 +221,7 @@ def _able() -> bool:
         _engine()  # which makes the symbols of this process known
     except RuntimeError:
         return False
-    return ctypes.sizeof(ctypes.c_void_p) == 8 and all(map(llvm.address_of_symbol, ("memset", "fmod", "fmodf")))
+    return ctypes.sizeof(ctypes.c_void_p) == 8 and bool(llvm.address_of_symbol("memset"))
 
 
 def _engine() -> Any:

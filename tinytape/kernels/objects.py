@@ -28,7 +28,7 @@ _PLAIN = {
     "SLP_VECTORIZE": (0, {"NUMBA_SLP_VECTORIZE"}),
     "DEBUGINFO_DEFAULT": (0, {"NUMBA_DEBUGINFO", "NUMBA_ENABLE_PROFILING"}),
 }  # what Numba's settings are where nobody changes them, and the environment's names for that
-_OF_C = ["memcpy", "memmove", "memset", "fmod", "fmodf"]  # what LLVM may call for instructions
+_OF_C = ["memcpy", "memmove", "memset"]  # what LLVM may call for instructions
 _INTRINSICS = {"ceil", "copysign", "exp", "floor", "fma", "log", "nearbyint", "pow", "rint", "round", "sqrt", "trunc"}
 
 _libraries: list[Any] = []  # code goes with its library

@@ -37,10 +37,11 @@ def block_tiles(zero, depth, m):
 
 @kernel
 def scratch_of_outer(zero, k, m, n):
-    """How many elements of scratch an outer product over k rows needs."""
-    depth = min(k, _DEPTH)
-    strips = part_count(block_tiles(zero, depth, m), _strip_tiles(zero))
-    return depth * (packed_columns(zero, n) + strips * _strip_columns(zero)) + _ALIGNMENT // size_of(zero)
+    """How many elements of scratch outer products over up to k rows need: of a shallow one, more strips are packed."""
+    depth, columns = min(k, _DEPTH), _strip_columns(zero)
+    all_strips = part_count(part_count(m, ROWS), _strip_tiles(zero)) * depth * columns
+    strips = min(all_strips, max(BLOCK // size_of(zero), depth * columns))
+    return depth * packed_columns(zero, n) + strips + _ALIGNMENT // size_of(zero)
 
 
 @kernel

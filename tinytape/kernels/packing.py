@@ -15,7 +15,7 @@ from .lanes import Lanes, lanes_of, routine, size_of
 from .tiles import VECTORS
 from .value import Value, select
 
-__all__ = ["copy_strips", "pack_part", "pack_steps", "packed_columns", "panel_columns", "panel_count"]
+__all__ = ["copy_strips", "pack", "pack_steps", "packed_columns", "panel_columns"]
 
 _ROWS = 8  # copied at a time: rows a power of two apart share one set of the cache, which has no more places
 _AHEAD = 256  # bytes by which each of these rows is prefetched: they are too many for the processor to see them coming
@@ -121,13 +121,6 @@ def packed_columns(zero, n):
     return (n + lanes - 1) // lanes * lanes
 
 
-@kernel(inline="always")
-def panel_count(zero, n):
-    """How many panels `n` columns make."""
-    panel = panel_columns(zero)
-    return (n + panel - 1) // panel
-
-
 @kernel
 def pack_steps(zero, steps, rows, n, b, b_step, b_row, packed):
     """Pack n columns of steps x rows contiguous rows."""
@@ -142,17 +135,16 @@ def pack_steps(zero, steps, rows, n, b, b_step, b_row, packed):
 
 
 @kernel
-def pack_part(zero, k, n, b, b_row, b_column, packed, first, last):
-    """Pack the panels of B[k, n] from `first` until before `last`."""
+def pack(zero, k, n, b, b_row, b_column, packed):
+    """Pack B[k, n] of any strides."""
     size, lanes, panel = size_of(zero), lanes_of(zero), panel_columns(zero)
-    begin, end = min(first * panel, n), min(last * panel, n)
     if b_column == 1:
-        pack_steps(zero, 1, k, end - begin, b + begin * size, 0, b_row, packed + begin * k * size)
+        pack_steps(zero, 1, k, n, b, 0, b_row, packed)
         return
-    for start in range(begin, end, panel):
-        columns = packed_columns(zero, min(panel, end - start))
-        for column in range(start, min(start + columns, end), lanes):
-            width = min(lanes, end - column)
+    for start in range(0, n, panel):
+        columns = packed_columns(zero, min(panel, n - start))
+        for column in range(start, min(start + columns, n), lanes):
+            width = min(lanes, n - column)
             source = b + column * b_column * size
             target = packed + (start * k + column - start) * size
             if b_row == 1:

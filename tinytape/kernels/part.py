@@ -4,24 +4,17 @@
 
 from __future__ import annotations
 
-from . import processor
 from .compiler import kernel
 from .lanes import size_of
 from .multiply import BLOCK, begin_of_part, multiply, part_count
 from .outer import block_tiles, multiply_block
-from .packing import pack_part, panel_columns, panel_count
+from .packing import pack, panel_columns
 from .tiles import ROWS
 
-__all__ = ["multiply_part", "scratch_of_part", "vector_bytes"]
+__all__ = ["multiply_part", "scratch_of_part"]
 
 _DEPTH = 256  # of a slice: rows of B that are packed at a time
 _CHUNK = 2 * BLOCK  # bytes of B that are packed at a time
-
-
-@kernel
-def vector_bytes():
-    """How many bytes a vector has."""
-    return processor.WIDTH
 
 
 @kernel
@@ -31,7 +24,7 @@ def scratch_of_part():
 
 
 @kernel
-def multiply_part(zero, m, n, k, a, b, c, a_row, a_column, b_row, b_column, c_row, c_column, bias, scratch):
+def multiply_part(zero, m, n, k, a, b, c, a_row, a_column, b_row, b_column, c_row, bias, scratch):
     """``C[m, n] = bias[n] + A[m, k] @ B[k, n]`` where the rows or the columns of A are contiguous, and the rows of C.
 
     There is no bias where its address is 0.
@@ -53,7 +46,7 @@ def multiply_part(zero, m, n, k, a, b, c, a_row, a_column, b_row, b_column, c_ro
             start, start_row = target, c_row
             if s == 0:
                 start, start_row = (bias + column * size if bias else 0), 0
-            pack_part(zero, depth, width, right, b_row, b_column, scratch, 0, panel_count(zero, width))
+            pack(zero, depth, width, right, b_row, b_column, scratch)
             if a_column == 1:
                 multiply(zero, m, width, depth, left, a_row, scratch, target, c_row, start, start_row)
                 continue

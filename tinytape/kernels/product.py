@@ -24,7 +24,8 @@ from . import routines
 from .compiler import kernel
 from .multiply import multiply, multiply_steps
 from .outer import multiply_outer, scratch_of_outer
-from .packing import pack_part, packed_columns, panel_count
+from .packing import pack as pack_panels
+from .packing import packed_columns
 from .sums import sum_columns
 
 __all__ = ["bind"]
@@ -45,11 +46,6 @@ def bind(dtype: type[np.floating[Any]]) -> SimpleNamespace:
     routines.load(dtype)
 
     @kernel(inline="always")
-    def panels(n):
-        """How many panels the packed form of `n` columns has."""
-        return panel_count(dtype(0), n)
-
-    @kernel(inline="always")
     def packed_size(k, n):
         """How many elements the packed form of B[k, n] has."""
         return k * packed_columns(dtype(0), n)
@@ -57,12 +53,7 @@ def bind(dtype: type[np.floating[Any]]) -> SimpleNamespace:
     @kernel(inline="always")
     def pack(k, n, b, b_row, b_column, packed):
         """Pack B[k, n] of any strides for `product`; a transposed view costs no more than a plain matrix."""
-        pack_part(dtype(0), k, n, b, b_row, b_column, packed, 0, panel_count(dtype(0), n))
-
-    @kernel(inline="always")
-    def pack_panels(k, n, b, b_row, b_column, packed, first, last):
-        """Pack the panels from `first` until before `last`, so that threads may share the work."""
-        pack_part(dtype(0), k, n, b, b_row, b_column, packed, first, last)
+        pack_panels(dtype(0), k, n, b, b_row, b_column, packed)
 
     @kernel(inline="always")
     def product(rows, n, k, a, a_row, packed, c, c_row, add):
@@ -76,7 +67,7 @@ def bind(dtype: type[np.floating[Any]]) -> SimpleNamespace:
 
     @kernel(inline="always")
     def outer_scratch(k, m, n):
-        """How many elements of scratch `outer_product` needs for k rows in all."""
+        """How many elements of scratch `outer_product` needs for up to k rows in all."""
         return scratch_of_outer(dtype(0), k, m, n)
 
     @kernel(inline="always")
@@ -90,10 +81,8 @@ def bind(dtype: type[np.floating[Any]]) -> SimpleNamespace:
         sum_columns(dtype(0), steps, rows, n, a, a_step, a_row, out, add)
 
     functions = (
-        panels,
         packed_size,
         pack,
-        pack_panels,
         product,
         product_steps,
         outer_scratch,

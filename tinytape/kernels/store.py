@@ -1,9 +1,9 @@
 """Keeping compiled kernels on disk, in place of Numba's own files.
 
 Numba's cache notices a change in the file of a function, but not in the functions that it calls, and takes whatever
-its files hold. Here the name of a file is a hash over the text of all kernels, the versions of all that takes part in
-compiling, the processor and the function with its types; the file begins with a checksum. What fails either test is
-compiled anew and written over.
+its files hold. Here the folder's name is a hash over the text of all kernels, the versions of all that takes part in
+compiling and the processor, a file's name one over the function, its types and Numba's settings; the file begins with a
+checksum. What fails any of these is compiled anew.
 """
 
 # pyright: basic, reportAttributeAccessIssue=false

@@ -19,7 +19,6 @@ from .processor import FUSED
 
 __all__ = ["Value", "call", "fma", "select", "splat"]
 
-_BIT = ir.IntType(1)
 _WORD = ir.IntType(32)
 
 
@@ -119,10 +118,6 @@ class Value:
     def __rtruediv__(self, other: Any) -> Value:
         return self._with(other, "fdiv", swap=True)
 
-    def __mod__(self, other: Any) -> Value:
-        """The remainder with the sign of `self`, as in C."""
-        return self._with(other, "frem")
-
     def __neg__(self) -> Value:
         return self.new(self.builder.fneg(self.raw))
 
@@ -141,9 +136,6 @@ class Value:
 
     def __xor__(self, other: Any) -> Value:
         return self._with(other, "", "xor")
-
-    def __invert__(self) -> Value:
-        return self.new(self.builder.not_(self.raw))
 
     # ---- comparisons: one bit a lane ----
 
