@@ -4,7 +4,9 @@ Most of it runs by the emitted NumPy source, which needs no compiler. It and the
 """
 
 import gc
+import random
 import weakref
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -395,16 +397,99 @@ def test_refused_with_the_line(f, reason, caplog):
         (lambda n, x: (n + 1, None), 0, "the carry is of int64"),
         (lambda c, x: (c, None), (np.zeros((B, H)), 0), "the carry is of float64, int64"),
         (lambda c, x: (c, None), (np.zeros((B, H)), np.zeros((B, H), np.float32)), "float64, float32"),
-        (lambda h, x: (h[:, :2], None), np.zeros((B, H)), r"carry has shape \(4, 5\) in init and \(4, 2\)"),
-        (lambda h, x: ({"h": h}, None), np.zeros((B, H)), "carry is"),
-        (lambda h, x: h, np.zeros((B, H)), "f returned a Tensor"),
-        (lambda h, x: {}["missing"], np.zeros((B, H)), "'missing'"),
         (lambda h, x: (nn.functional.dropout(h, 0.5), None), np.zeros((B, H)), "draws random numbers"),
     ],
 )
 def test_refused(f, init, reason):
     with pytest.raises(tt.InputError, match=f"cannot be compiled: .*{reason}"):
         tt.scan(f, init, np.ones((T, B, H)), compiled=True)
+
+
+@pytest.mark.parametrize("compiled", [True, "auto", False])
+@pytest.mark.parametrize(
+    ("f", "error", "reason"),
+    [
+        (lambda h, x: (h[:, :2], None), tt.ShapeError, r"carry has shape \(4, 5\) in init and \(4, 2\) after step 0"),
+        (lambda h, x: (h.astype("float32"), None), tt.DTypeError, "carry is float64 in init and float32 after step 0"),
+        (lambda h, x: ({"h": h}, None), tt.InputError, "scan: carry is"),
+        (lambda h, x: h, tt.InputError, "scan: f returned a Tensor at step 0"),
+        (lambda h, x: {}["missing"], KeyError, "missing"),
+        (lambda h, x: (h @ np.ones((3, 3)), None), tt.ShapeError, "matmul"),
+    ],
+)
+def test_a_fault_of_the_step_itself_is_shown_as_it_is(f, error, reason, compiled, caplog):
+    attempt._told.clear()
+    with pytest.raises(error, match=reason) as raised:
+        tt.scan(f, np.zeros((B, H)), np.ones((T, B, H)), compiled=compiled)
+    assert "cannot be compiled" not in str(raised.value)
+    if issubclass(error, tt.TinytapeError):
+        assert "runs step by step" not in caplog.text
+
+
+OURS, PYTHONS = np.random.default_rng(3), random.Random(3)
+STATE = OURS.bit_generator.state
+
+
+def drawing_by(draw):
+    return lambda h, x: (h, x * 0 + draw())
+
+
+@pytest.mark.parametrize(
+    ("f", "seed"),
+    [
+        (drawing_by(lambda: np.random.rand(H)), lambda: np.random.seed(3)),
+        (drawing_by(random.random), lambda: random.seed(3)),
+        (drawing_by(lambda: OURS.random(H)), lambda: setattr(OURS.bit_generator, "state", STATE)),
+        (drawing_by(lambda: PYTHONS.random()), lambda: PYTHONS.seed(3)),
+    ],
+    ids=["numpy", "python", "generator", "random"],
+)
+def test_random_numbers_of_others_are_drawn_in_each_step(f, seed):
+    def run(**options):
+        seed()
+        return tt.scan(f, np.zeros((B, H)), np.ones((T, B, H)), **options)[1].numpy()
+
+    plain = run(compiled=False)
+    assert len({y.tobytes() for y in plain}) == T
+    np.testing.assert_array_equal(run(), plain)
+    np.testing.assert_array_equal(run(), plain)
+    with pytest.raises(tt.InputError, match="draws random numbers"):
+        run(compiled=True)
+
+
+def test_a_step_that_counts_runs_step_by_step():
+    count = [0]
+
+    def f(h, x):
+        count[0] += 1
+        return h + count[0], h
+
+    with pytest.raises(tt.InputError, match="changes what it takes from outside"):
+        tt.scan(f, np.zeros((B, H)), np.ones((T, B, H)), compiled=True)
+    y = tt.scan(f, np.zeros((B, H)), np.ones((T, B, H)))[1].numpy()
+    np.testing.assert_array_equal(np.diff(y, n=2, axis=0), 1.0)  # each step adds one more than the one before
+
+
+def test_a_step_that_fills_in_what_it_looks_up_later_is_compiled():
+    known = {}
+
+    def f(h, x):
+        scale = known.setdefault("scale", 2.0)
+        return scale * h, h
+
+    h, _ = tt.scan(f, np.ones((B, H)), np.ones((3, B, H)), compiled=True)
+    np.testing.assert_array_equal(h.numpy(), 8.0)
+
+
+def test_rows_that_meet_are_not_taken_for_one_sequence():
+    w = tt.tensor(np.eye(128), requires_grad=True)
+
+    def f(h, x):
+        z = h @ w + x
+        return tt.tanh(z - z.mean(axis=0)), None
+
+    with pytest.raises(tt.InputError, match="mixes the rows"):
+        tt.scan(f, np.zeros((64, 128)), np.ones((3, 64, 128)), compiled=True)
 
 
 def test_a_trace_leaves_no_traces():
@@ -420,17 +505,15 @@ def test_a_trace_leaves_no_traces():
 
 
 def test_a_step_is_traced_once_for_all_runs():
-    calls = []
     w = tt.tensor(np.ones((H, H)), requires_grad=True)
 
     def f(h, x):
-        calls.append(1)
         return tt.tanh(h @ w + x), h
 
-    with by_numpy():
+    with by_numpy(), mock.patch.object(attempt, "trace", wraps=attempt.trace) as traced:
         for _ in range(3):
             tt.scan(f, np.ones((B, H)), np.ones((T, B, H)), compiled=True)
-    assert len(calls) <= 3  # a list among what it takes from outside: it is traced each time, but runs no more
+    assert traced.call_count == 1
 
 
 def test_a_changed_number_from_outside_is_seen():

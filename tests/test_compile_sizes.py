@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import tinytape as tt
 from scanning import Leaves, by_numpy, needs_numba, outcome
 from tinytape import nn
-from tinytape.compile import attempt, layout
+from tinytape.compile import attempt
 from tinytape.compile.cache import compilations
 from tinytape.kernels import workspace
 
@@ -165,7 +165,7 @@ def guarded():
             block = take(nbytes + size, *args, **options)
             guard = block.view(np.uint8, (size,), nbytes)
             guard[:] = mark
-            lent.append((block, guard))  # so that it does not go back to the pool, and to others
+            lent.append((block, guard))
             return block
 
         return taken
@@ -174,7 +174,7 @@ def guarded():
     with ExitStack() as stack:
         for name in ("take", "take_any"):
             stack.enter_context(mock.patch.object(workspace, name, with_guard(getattr(workspace, name))))
-        stack.enter_context(mock.patch.object(layout.Pad, "empty", lambda pad: setattr(pad, "block", None)))
+        stack.enter_context(mock.patch.object(workspace.Block, "release", lambda block: None))
         yield lent
     attempt._plans.clear()
     assert all((guard == mark).all() for _, guard in lent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from ..engine.call import NOT_A_VALUE
-from ..engine.errors import InputError, TapeError
+from ..engine.errors import DTypeError, InputError, ShapeError, TapeError
 from ..engine.op import Op
 from ..engine.stand_in import stand_ins, standing_in
 from ..engine.tape import Leaf, Node, Part, here, take_number
@@ -38,6 +39,7 @@ __all__ = ["Plan", "Ready", "attempt", "explain", "plan_for", "price", "refuse",
 
 _log = logging.getLogger("tinytape.compile")
 MOST = 512  # plans that are kept
+AS_ONE_SEQUENCE = 1 << 15  # times that the loops of a step whose batch rows meet may go round
 SMALL = 1 << 14  # bytes of a tensor that may be held on to beyond its time
 _plans: OrderedDict[Any, Plan | NotLowerable] = OrderedDict()
 _told: set[Any] = set()
@@ -228,19 +230,25 @@ def plan_for(
     """The kernels for a step on inputs like these, whose leaves are `carries` and `inputs`: as kept, or made now."""
     captures = look_through(f)
     recording = here.context.recording
-    key = (
-        captures.key,
+    form = (
         _form(init),
         _form(xs),
         tuple([(x.raw.shape, x.raw.dtype.char, x.node is None) for x in carries]),
         tuple([(x.raw.shape[1:], x.raw.dtype.char, x.node is None) for x in inputs]),
         recording,
     )
-    plan = _plans.get(key)
+    plan = _plans.get((captures.key, *form))
     if plan is None or (isinstance(plan, NotLowerable) and not captures.complete):
-        plan = _make(f, init, xs, carries, inputs, captures, recording)
+        for _ in range(2):  # once more if f only fills in, when it first runs, what it looks up from then on
+            plan = _make(f, init, xs, carries, inputs, captures, recording)
+            before, lasting = captures, isinstance(plan, Plan) and captures.complete
+            captures = look_through(f) if lasting else before
+            if captures.key == before.key:
+                break
+        else:
+            plan = NotLowerable("it changes what it takes from outside, which a trace sees once: put that in the carry")
         if isinstance(plan, NotLowerable) or plan.reusable:
-            _plans[key] = plan
+            _plans[captures.key, *form] = plan
             while len(_plans) > MOST:
                 _plans.popitem(last=False)
     return plan, captures
@@ -301,7 +309,8 @@ def _make(
     wanted_carry = [recording and x.dtype.kind == "f" for x in carries]
     likely, *others = readings([x.shape for x in carries], [x.shape[1:] for x in inputs])
     try:
-        traced = trace(f, unflatten(init, carries), first, wanted_carry, wanted, recording, likely[1])
+        start = unflatten(init, carries)
+        traced = trace(f, start, first, wanted_carry, wanted, recording, likely[1], captures.generators)
     except NotLowerable as reason:
         return reason
     if (
@@ -314,11 +323,19 @@ def _make(
     for rows, shared in (likely, *others):
         try:
             program = lower(traced, np.dtype(floats[0]), rows, shared)
+            if reason is not None and rows is None and _work(program) > AS_ONE_SEQUENCE:
+                break  # rows meet, so products are loops: step by step they are quicker
             return Plan(traced, program, _title(f), captures, _skeleton(init), _skeleton(xs))
         except NotLowerable as error:
             reason = reason or error
     assert reason is not None
     return reason
+
+
+def _work(program: Program) -> int:
+    """How many times the loops of a step go round."""
+    found = topological(program.roots())
+    return sum(math.prod(v.space) if v.kind == "reduce" else v.size for v in found if v.kind in ("map", "reduce"))
 
 
 def _title(f: Any) -> str:
@@ -328,7 +345,9 @@ def _title(f: Any) -> str:
 
 
 def tell(f: Any, reason: NotLowerable) -> None:
-    """Say once that a function runs step by step."""
+    """Say once that a function runs step by step, unless that is sure to raise as well."""
+    if reason.raised in (InputError, ShapeError, DTypeError):
+        return
     code: Any = getattr(f, "__code__", f.__class__)
     told: Any = code, name_of(f), reason.reason  # the steps of all layers have the same code
     if told not in _told:

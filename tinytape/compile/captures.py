@@ -22,6 +22,7 @@ from ..engine.tensor import Tensor
 from ..engine.tree import Array, is_array
 from ..random import Generator
 from . import kinds
+from .draws import is_a_generator
 from .guards import Guard, Matched
 
 __all__ = ["Captures", "look_through"]
@@ -46,12 +47,15 @@ class Captures(NamedTuple):
     matched : callable, optional
         The tensors of another function, or of the same one later, if it has the same key; else None. Not there where
         not everything was understood.
+    generators : tuple
+        Those of random numbers among what was not understood: NumPy's and Python's.
     """
 
     key: Any
     tensors: list[Any]
     complete: bool
     matched: Matched | None = None
+    generators: tuple[Any, ...] = ()
 
     def still_of(self, f: Callable[..., Any]) -> bool:
         """Whether f still reaches what was found, and the very same tensors."""
@@ -77,7 +81,7 @@ def look_through(f: Callable[..., Any]) -> Captures:
     look = _Look()
     key = look.at(f, Guard.given)
     if not look.complete:
-        return Captures((key,), look.tensors, False)
+        return Captures((key,), look.tensors, False, None, tuple(filter(is_a_generator, look.alive)))
     number, matched = _number(key), look.matched()
     if len(_patterns) > REMEMBERED:
         _patterns.clear()
@@ -217,7 +221,10 @@ class _Look:
             return self._parts(kind, x, y, "__func__")
         if isinstance(x, type) and not kinds.is_a_library(x):
             return *self._is(x, y), self._class(x)
-        # A generator is known by itself alone: drawing from it in a step is refused by the trace.
+        if is_a_generator(x):
+            self.complete = False
+            return "generator", id(x)
+        # One of ours is known by itself alone: drawing from it in a step is refused by the trace.
         fixed = isinstance(x, type | types.BuiltinFunctionType | np.ufunc | Generator | Enum)
         if fixed or kind.__module__ == "functools":
             return self._is(x, y)

@@ -2,32 +2,93 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from ..engine.tree import Array
-from ..ops.activation import erf, erfc
 from .keep import Phases
 from .program import Piece, Program, Ref, Shape, Value
 
-__all__ = ["NAMESPACE", "names_of", "numpy_source"]
+__all__ = ["inputs_of", "names_of", "numpy_source"]
 
 _INFIX = {
     "add": "+", "subtract": "-", "multiply": "*", "divide": "/", "equal": "==", "not_equal": "!=", "less": "<",
     "less_equal": "<=", "greater": ">", "greater_equal": ">=",
 }  # fmt: skip
 _INFIX_NUMBERS = {"add", "subtract", "multiply", "divide"}
-_HERE = {"sigmoid", "relu", "silu", "softplus", "erf", "erfc", "where"}
+_OURS = {"erf", "erfc"}
+_WRITTEN = {
+    "sigmoid": """def sigmoid(x):
+    t = np.exp(-np.absolute(x))
+    return np.where(x >= 0, 1, t) / (1 + t)
+""",
+    "relu": """def relu(x):
+    return np.maximum(x, 0)
+""",
+    "silu": """def silu(x):
+    return x * sigmoid(x)
+""",
+    "softplus": """def softplus(x, beta, threshold):
+    return np.where(x * beta > threshold, x, np.logaddexp(x * beta, 0) / beta)
+""",
+    "where": """def where(condition, a, b):
+    return np.where(condition != 0, a, b)
+""",
+}
+_HERE = {*_OURS, *_WRITTEN}
 _PREFIX = {"carry": "c", "x": "x", "fixed": "f", "seed_carry": "dc", "seed_y": "dy"}
 
 
 def numpy_source(program: Program, phases: Phases, title: str) -> str:
     """A module with ``forward`` and, where the program has an adjoint, ``backward``."""
     names = names_of(program, phases)
-    return "\n".join([f'"""{title}, over time, in NumPy."""', "", *_forward(program, phases, names), "",
-                      *(_backward(program, phases, names) if program.carry_seeds else [])])  # fmt: skip
+    body = [*_forward(program, phases, names), "", ""]
+    body += [*_backward(program, phases, names), ""] if program.carry_seeds else []
+    text = "\n".join(body[:-1])
+    used = set(re.findall(r"[a-z]+", text))
+    if "silu" in used:
+        used.add("sigmoid")
+    given = [f"    {name:<5}{about}" for name, about in inputs_of(program, names)]
+    head = [
+        f'"""{title}, over time, in NumPy.',
+        "",
+        "init, xs[t], fixed, weights, dcarry and dys[t] are tuples, of:",
+        "",
+        *given,
+        "",
+        "xs and dys have a tuple for each step. forward returns the last carry, each step's outputs, and a tape for",
+        "backward, which returns gradients: of init, of each step's inputs, of fixed, and sums over all steps.",
+        '"""',
+        "",
+        "import numpy as np",
+        *["from math import " + ", ".join(sorted(used & {"inf", "nan"}))] * bool(used & {"inf", "nan"}),
+        *["from tinytape.ops.activation import " + ", ".join(sorted(used & _OURS))] * bool(used & _OURS),
+        "",
+        f"dtype = np.{np.dtype(program.dtype).name}",
+        "",
+        "",
+    ]
+    return "\n".join([*head, *(f"{text}\n" for name, text in _WRITTEN.items() if name in used), text])
+
+
+def inputs_of(program: Program, names: dict[Value, str]) -> Iterable[tuple[str, str]]:
+    """What comes from outside: each name, its shape, and what it is."""
+    kinds = {"carry": "the carry, leaf {}", "x": "xs, leaf {}", "fixed": "from outside, a row for each batch row"}
+    for value in program.inputs:
+        yield names[value], f"{list(value.shape)} {kinds[value.kind].format(value.index)}"
+    for value in program.invariants:
+        source = "from outside" if value.recipe.op is None else f"{_recipe(value, names)}, once for all steps"
+        yield names[value], f"{list(value.shape)} {source}"
+
+
+def _recipe(value: Any, names: dict[Value, str]) -> str:
+    """How an invariant is computed from others."""
+    if not isinstance(value, Value) or value.recipe is None or value.recipe.op is None:
+        return names.get(value, "a constant") if isinstance(value, Value) else str(value)
+    args = [names[a] if a in names else _recipe(a, names) for a in value.recipe.args]
+    return f"{value.recipe.op.name}({', '.join(args)})"
 
 
 def names_of(program: Program, phases: Phases) -> dict[Value, str]:
@@ -55,7 +116,7 @@ def _forward(program: Program, phases: Phases, names: dict[Value, str]) -> list[
     lines += ["    ys, tape = [], []", "    for x in xs:"]
     lines += _unpack(names, [v for v in program.inputs if v.kind == "x"], "x", "        ")
     lines += _statements(phases.forward, names, "        ")
-    kept = [*carries, *phases.kept, *program.carries, *program.outputs] if program.carry_seeds else []
+    kept = _kept(program, phases) if program.carry_seeds else []
     lines.append(f"        tape.append(({_list(names, kept)}))")
     lines.append(f"        ys.append(({_list(names, program.outputs)}))")
     if carries:
@@ -65,7 +126,6 @@ def _forward(program: Program, phases: Phases, names: dict[Value, str]) -> list[
 
 
 def _backward(program: Program, phases: Phases, names: dict[Value, str]) -> list[str]:
-    carries = [v for v in program.inputs if v.kind == "carry"]
     seeds = [names.get(v, "_") for v in program.carry_seeds]
     lines = ["def backward(tape, dcarry, dys, xs, fixed, weights):", *_unpack(names, program.invariants, "weights")]
     lines += _unpack(names, [v for v in program.inputs if v.kind == "fixed"], "fixed")
@@ -76,7 +136,7 @@ def _backward(program: Program, phases: Phases, names: dict[Value, str]) -> list
     lines.append("    for (x, kept, dy) in zip(xs[::-1], tape[::-1], dys[::-1]):")
     inner = "        "
     lines += _unpack(names, [v for v in program.inputs if v.kind == "x"], "x", inner)
-    kept = [*carries, *phases.kept, *program.carries, *program.outputs]
+    kept = _kept(program, phases)
     if kept:
         lines.append(f"{inner}{_list(names, kept)} = kept")
     outputs = [names.get(v, "_") for v in program.output_seeds]
@@ -97,6 +157,11 @@ def _backward(program: Program, phases: Phases, names: dict[Value, str]) -> list
     lines.append(f"    return ({final}), dxs[::-1], ({''.join(s + ', ' for s in shares)}), "
                  f"({''.join(s + ', ' for s in sums)})")  # fmt: skip
     return lines
+
+
+def _kept(program: Program, phases: Phases) -> list[Value]:
+    carries = [v for v in program.inputs if v.kind == "carry"]
+    return list(dict.fromkeys([*carries, *phases.kept, *program.carries, *program.outputs]))
 
 
 def _unpack(names: dict[Value, str], values: Iterable[Value], source: str, indent: str = "    ") -> list[str]:
@@ -207,39 +272,3 @@ def _sum(value: Value, names: dict[Value, str]) -> str:
         k, n = value.shape
         return f"{a}.reshape(-1, {k}).T @ {b}.reshape(-1, {n})"
     return f"{names[value.args[0]]}.sum(axis=0)"
-
-
-def _sigmoid(x: Array) -> Array:
-    t = np.exp(-np.absolute(x))
-    return np.where(x >= 0, 1, t) / (1 + t)
-
-
-def _relu(x: Array) -> Array:
-    return np.maximum(x, 0)
-
-
-def _silu(x: Array) -> Array:
-    return x * _sigmoid(x)
-
-
-def _softplus(x: Array, beta: float, threshold: float) -> Array:
-    return np.where(x * beta > threshold, x, np.logaddexp(x * beta, 0) / beta)
-
-
-def _where(condition: Array, a: Array, b: Array) -> Array:
-    return np.where(condition != 0, a, b)
-
-
-NAMESPACE: dict[str, Any] = {
-    "np": np,
-    "inf": np.inf,
-    "nan": np.nan,
-    "erf": erf,
-    "erfc": erfc,
-    "sigmoid": _sigmoid,
-    "relu": _relu,
-    "silu": _silu,
-    "softplus": _softplus,
-    "where": _where,
-}
-"""What the source needs besides ``dtype``."""

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.errors import InputError
 from .dims import Dims
 from .emit_numba import numba_source
-from .emit_numpy import names_of, numpy_source
+from .emit_numpy import inputs_of, names_of, numpy_source
 from .keep import phases
 from .loops import Half, Nest, Stage
-from .program import Program, Ref, Value
+from .program import Ref, Value
 from .schedule import Schedule
 
 __all__ = ["Explanation"]
@@ -34,7 +35,7 @@ class Explanation:
         Floating-point operations for each step and batch row; a product of n by k counts 2 n k, every other element
         of a loop 1 for each function.
     numpy, numba : str
-        The program as source.
+        The program as source. An InputError where the step cannot be compiled.
     """
 
     title: str
@@ -61,14 +62,19 @@ class Explanation:
 
     @property
     def numpy(self) -> str:
-        assert self.plan is not None
-        program = self.plan.program  # to which the schedule has added copies
+        program = self._compiled()[0].program  # to which the schedule has added copies
         return numpy_source(program, phases(program), self.title)
 
     @property
     def numba(self) -> str:
-        assert self.plan is not None and self.dims is not None
-        return numba_source(self.plan, self.dims, self.title)[0]
+        return numba_source(*self._compiled(), self.title)[0]
+
+    def _compiled(self) -> tuple[Schedule, Dims]:
+        if self.plan is None or self.dims is None:
+            raise InputError(
+                f"explain: {self.title} has no source: {self.reason}.", "change that line; explain names the reason."
+            )
+        return self.plan, self.dims
 
     def __str__(self) -> str:
         if self.plan is None:
@@ -107,7 +113,7 @@ class _Page:
         plan, program = self.plan, self.plan.program
         what = "each batch row" if program.batched else "one sequence"
         lines = [f"{self.title}: compiled for {np.dtype(program.dtype).name}, the step of {what}", ""]
-        lines += [f"  {name:<6}{text}" for name, text in self.inputs(program)]
+        lines += [f"  {name:<6}{text}" for name, text in inputs_of(program, self.names)]
         lines += ["", "forward", *self.half(plan.forward, block_first=True)]
         if plan.backward is not None:
             lines += ["", "backward", *self.half(plan.backward, block_first=False)]
@@ -117,14 +123,6 @@ class _Page:
         lines += ["", f"flops a step and row: {about.forward_flops:,} forward"
                   + (f", {about.backward_flops:,} backward" if plan.backward is not None else "")]  # fmt: skip
         return lines
-
-    def inputs(self, program: Program) -> Iterable[tuple[str, str]]:
-        kinds = {"carry": "the carry, leaf {}", "x": "xs, leaf {}", "fixed": "from outside, a row for each batch row"}
-        for value in program.inputs:
-            yield self.names[value], f"{list(value.shape)} {kinds[value.kind].format(value.index)}"
-        for value in program.invariants:
-            source = "" if value.recipe.op is None else f" = {value.recipe.op.name}, once for all steps"
-            yield self.names[value], f"{list(value.shape)} from outside{source}"
 
     def half(self, half: Half, block_first: bool) -> list[str]:
         parts = [("for a block of steps at once", half.block), ("each step", half.step)]

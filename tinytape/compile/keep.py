@@ -8,6 +8,7 @@ several such cuts the one nearest to the adjoint is taken, which leaves least to
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from .program import CONTRACTED, Program, Value, topological
 
 __all__ = ["QUICK", "Phases", "closure", "depending", "phases"]
 
+FEW = 16  # elements: shorter axes count as longer, all by the same factor, lest small widths have other kernels
 SEEDS = ("seed_carry", "seed_y")
 SOURCE, SINK = "source", "sink"
 QUICK = {"add", "subtract", "multiply", "negative", "copy"}
@@ -90,10 +92,12 @@ def _cut(steady: list[Value], read: set[Value], free: set[Value]) -> set[Value]:
         room[a][b] = room[a].get(b, 0.0) + capacity
 
     endless = float("inf")
+    shortest = min((n for v in steady for n in v.shape if n > 1), default=FEW)
+    scale = -(-FEW // shortest)
     for value in steady:
         if value in free:
             continue
-        edge((value, 0), (value, 1), _price(value))
+        edge((value, 0), (value, 1), _price(value, scale))
         if value.kind == "product" or (value.kind == "reduce" and value.size == 1):
             edge(SOURCE, (value, 0), endless)
         else:
@@ -113,7 +117,7 @@ def _cut(steady: list[Value], read: set[Value], free: set[Value]) -> set[Value]:
     return {v for v in steady if (v, 1) in beyond and (v, 0) in room and (v, 0) not in beyond}
 
 
-def _price(value: Value) -> float:
+def _price(value: Value, scale: int) -> float:
     """What it costs to keep a value: its size and, where that decides nothing, what it takes to store or to make it.
 
     A product lies where it is kept from the start, and sums and differences are made again as quickly as they are read.
@@ -121,7 +125,8 @@ def _price(value: Value) -> float:
     if value.kind == "alias":
         return float("inf")  # it has no memory
     quick = value.kind == "map" and value.fn in QUICK
-    return max(value.size, 1) * (1.02 if quick else 1.0 if value.kind == "product" else 0.99)
+    size = math.prod(n * scale if n > 1 else n for n in value.shape)
+    return max(size, 1) * (1.02 if quick else 1.0 if value.kind == "product" else 0.99)
 
 
 def _path(room: dict[object, dict[object, float]], start: object, goal: object) -> list[tuple[object, object]] | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..engine.tree import Array
 from .dims import Dims
-from .emit_numpy import NAMESPACE, numpy_source
+from .emit_numpy import numpy_source
 from .keep import phases
 from .program import Program, Value
 from .recipes import Invariants, finish
@@ -41,7 +41,7 @@ class Plain:
         self.source = numpy_source(program, self.phases, title)
         name = f"<{title} in NumPy {id(self)}>"
         linecache.cache[name] = (len(self.source), None, self.source.splitlines(True), name)  # for tracebacks
-        self.module: dict[str, Any] = dict(NAMESPACE, dtype=self.dtype)
+        self.module: dict[str, Any] = {}
         exec(compile(self.source, name, "exec"), self.module)
 
     @cached_property

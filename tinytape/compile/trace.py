@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -16,6 +16,7 @@ from ..engine.tape import Leaf, Node, enable_grad, here, walk
 from ..engine.tensor import Tensor
 from ..engine.tree import Array, flatten, is_array, unflatten
 from ..loop.scan import Loop
+from .draws import put_back
 
 Function = Callable[[Any, Any], Any]
 
@@ -23,11 +24,11 @@ __all__ = ["Call", "Key", "NotLowerable", "Shared", "Trace", "Traced", "arrived"
 
 
 class NotLowerable(Exception):
-    """Why a step cannot be compiled, and the user's line that is the cause."""
+    """Why a step cannot be compiled, the user's line that is the cause, and what the step raised, if it did."""
 
-    def __init__(self, reason: str, source: str = "") -> None:
+    def __init__(self, reason: str, source: str = "", raised: Exception | None = None) -> None:
         super().__init__(f"{reason} ({source})" if source else reason)
-        self.reason, self.source = reason, source
+        self.reason, self.source, self.raised = reason, source, raised and type(raised)
 
 
 class Call(NamedTuple):
@@ -188,6 +189,7 @@ def trace(
     wanted_x: list[bool],
     adjoint: bool,
     shared: Shared = Shared(),  # noqa: B008
+    generators: Sequence[Any] = (),
 ) -> Traced:
     """Run ``f(carry, x)`` on Tensors of these values and, with `adjoint`, walk back from all that it returned.
 
@@ -197,6 +199,8 @@ def trace(
         For which leaves gradients are wanted.
     shared : Shared
         Leaves that are the same in all rows of the batch.
+    generators : sequence
+        NumPy's and Python's that f reaches, of random numbers. They are put back, as the global ones are.
 
     Raises
     ------
@@ -209,7 +213,7 @@ def trace(
     carry_keys, x_keys = [tape.key(t) for t in carry_in], [tape.key(t) for t in x_in]
     tape.in_rows.update(key for i, key in enumerate(carry_keys) if i not in shared.carries)
     tape.in_rows.update(key for i, key in enumerate(x_keys) if i not in shared.inputs)
-    with _tracing(tape):
+    with _tracing(tape, generators):
         carry_out, y = _results(f, unflatten(carry, carry_in), x, x_in)
         forward_calls = len(tape.calls)
         outs, ys = flatten(carry_out), flatten(y)
@@ -231,20 +235,20 @@ def _input(leaf: Tensor, wanted: bool) -> Tensor:
 
 
 @contextmanager
-def _tracing(tape: Trace) -> Generator[None]:
+def _tracing(tape: Trace, generators: Sequence[Any]) -> Generator[None]:
     context = here.context
     was = context.tape, context.drawn, context.step
     drawn: dict[Any, Any] = {}
     context.tape, context.drawn, context.step = tape, drawn, None
     try:
-        with enable_grad():
+        with enable_grad(), put_back(generators) as others:
             yield
-        if drawn:
+        if drawn or others:
             raise NotLowerable("it draws random numbers in each step: draw them before, and pass them in xs")
-    finally:
+    finally:  # the loop that runs instead draws what it would have drawn
         context.tape, context.drawn, context.step = was
         for generator, state in drawn.items():
-            generator.set_state(state)  # the loop that runs instead draws what it would have drawn
+            generator.set_state(state)
 
 
 def name_of(f: Any) -> str:
@@ -261,7 +265,7 @@ def _results(f: Function, carry: Any, x_tree: Any, x_in: list[Tensor]) -> tuple[
             return f(*args)
         except Exception as error:  # whatever a user's function may raise: the eager loop shows it in full
             first = (str(error) or type(error).__name__).splitlines()[0]
-            raise NotLowerable(first.rstrip("."), _line_in(error)) from error
+            raise NotLowerable(first.rstrip("."), _line_in(error), error) from error
         finally:
             here.context.traced = None
 
@@ -269,7 +273,7 @@ def _results(f: Function, carry: Any, x_tree: Any, x_in: list[Tensor]) -> tuple[
     try:
         carry_out, ys = loop.take(carry, 0)
     except TinytapeError as error:
-        raise NotLowerable(str(error).splitlines()[0].rstrip(".")) from error
+        raise NotLowerable(str(error).splitlines()[0].rstrip("."), raised=error) from error
     assert loop.y is not None
     return carry_out, unflatten(loop.y.tree, ys)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from ..engine.errors import DTypeError, InputError, ShapeError
-from ..engine.tape import here
+from ..engine.tape import here, no_grad
 from ..engine.tensor import Tensor
 from ..engine.tree import flatten, map_leaves, unflatten
 from ..ops.shape import stack, unstack
@@ -176,9 +176,20 @@ def by_kernels(
     attempt = _compiler()
     found = attempt.attempt(f, init, xs, carries, inputs, steps, reverse, eager, checkpoint)
     if isinstance(found, attempt.NotLowerable):
-        attempt.refuse(f, found) if compiled is True else attempt.tell(f, found)
+        if compiled is True:
+            if found.raised:  # a fault of the step itself is shown as the loop shows it
+                _try_a_step(f, init, xs, carries, inputs, -1 if reverse else 0)
+            attempt.refuse(f, found)
+        attempt.tell(f, found)
         return None
     return found
+
+
+def _try_a_step(f: Function, init: Any, xs: Any, carries: list[Tensor], inputs: list[Tensor], t: int) -> None:
+    """Run one step as it is defined, for what it raises, and leave nothing of it."""
+    carry = unflatten(init, [Tensor(x) for x in carries])
+    with no_grad():
+        Loop(f, carry, xs, [tuple([Tensor(x.raw[t]) for x in inputs])]).take(carry, 0)
 
 
 def _explain(f: Function, init: Any, xs: Any, length: int | None = None) -> Any:
