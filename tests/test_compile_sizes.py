@@ -1,6 +1,7 @@
 """Sizes do not enter the kernels: steps, rows and widths compile nothing anew. And what runs without a compiler."""
 
 import os
+import re
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
@@ -127,6 +128,18 @@ def test_kernels_are_the_same_for_all_sizes(cell):
     assert len(sources) == 1, list(sources.values())
 
 
+@pytest.mark.parametrize("kind", [nn.LayerNormLSTMCell, nn.MemoryAttentionCell])
+def test_kernels_of_a_cell_with_short_axes_are_the_same_for_all_sizes(kind):
+    leaf, sources = Leaves(), {}
+    for h, slots, width in [(2, 2, 2), (5, 2, 8), (12, 3, 2), (13, 5, 40), (64, 64, 3), (300, 2, 100)]:
+        attends = kind is nn.MemoryAttentionCell
+        cell = kind(4, h, *((slots, width) if attends else ()), dtype="float64")
+        state = leaf(3, h), leaf(3, slots, width) if attends else leaf(3, h)
+        found = explained(lambda state, x, cell=cell: (cell(x, state), None), state, leaf(2, 3, 4))
+        sources.setdefault(found.numba, (h, slots, width))
+    assert len(sources) == 1, list(sources.values())
+
+
 @pytest.mark.parametrize("cell", [lstm, gru, rnn, peephole])
 def test_width_1_is_a_width(cell):
     leaf = Leaves()
@@ -227,3 +240,31 @@ def test_numpy_source_can_be_read():
     assert "def forward(init, xs, fixed, weights):" in source and "np.tanh(" in source
     assert "def backward(tape, dcarry, dys, xs, fixed, weights):" in source
     assert max(map(len, source.splitlines())) < 120
+
+
+def test_numpy_source_runs_by_itself():
+    """As a file would, given what its head names."""
+    rng, leaf = np.random.default_rng(0), Leaves()
+    w, u = leaf(3, 5), leaf(5, 5)
+
+    def f(h, x):
+        h = tt.silu(x @ w) * tt.sigmoid(h @ u) + tt.where(h > 0.0, h, tt.erf(h))
+        return h, h
+
+    init, xs, dys = rng.normal(size=(2, 5)), rng.normal(size=(4, 2, 3)), rng.normal(size=(4, 2, 5))
+    source = tt.scan.explain(f, init, xs).numpy
+    module = {}
+    exec(source, module)
+    named = {}
+    for name, size, text in re.findall(r"^    (w\d+) +\[(.*?)\] (.*)", source.split("import numpy")[0], re.MULTILINE):
+        named[name] = {"3, 5": w, "5, 5": u}[size].numpy() if text == "from outside" else named[text[10:12]].T
+    weights = tuple(named.values())
+    steps = [(x,) for x in xs]
+    last, ys, tape = module["forward"]((init,), steps, (), weights)
+    h, hs = tt.scan(f, init, xs, compiled=False)
+    np.testing.assert_allclose(last[0], h.numpy(), rtol=1e-12)
+    np.testing.assert_allclose([y for (y,) in ys], hs.numpy(), rtol=1e-12)
+    (hs * dys).sum().backward()
+    *_, sums = module["backward"](tape, (np.zeros((2, 5)),), [(dy,) for dy in dys], steps, (), weights)
+    for found, wanted in zip(sorted(sums, key=np.size), (w.grad, u.grad), strict=True):
+        np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-10)

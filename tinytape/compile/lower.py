@@ -142,12 +142,12 @@ class Lowering(Builder):
 
     def _input(self, kind: str, index: int, key: Key, shared: bool) -> Value:
         array = self.arrays[key]
-        shape = array.shape
+        shape, of = array.shape, "xs" if kind == "x" else kind
         if array.dtype not in (self.dtype, np.bool_):
-            raise self.cannot(f"leaf {index} of {kind} is {array.dtype} where the carry is {self.dtype}")
+            raise self.cannot(f"leaf {index} of {of} is {array.dtype} where the carry is {self.dtype}")
         batch = None if self.rows is None or shared else 0
         if batch == 0 and shape[:1] != (self.rows,):
-            raise self.cannot(f"leaf {index} of {kind} has shape {shape}, and no batch axis of {self.rows}")
+            raise self.cannot(f"leaf {index} of {of} has shape {shape}, and no batch axis of {self.rows}")
         value = Value(kind, shape if batch is None else shape[1:], index=index)
         self.known[key] = whole(value, shape, batch)
         if kind in ("carry", "x"):

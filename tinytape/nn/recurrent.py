@@ -50,6 +50,8 @@ class Recurrent(Module):
     def __init__(
         self, cell: Module, batch_first: bool = False, reverse: bool = False, *, checkpoint: Checkpoint = None
     ) -> None:
+        if not callable(cell):
+            raise InputError(f"Recurrent: cell is {cell!r}.", "pass a module, cell(x, state) -> state.")
         check_checkpoint("Recurrent", checkpoint)
         self.cell, self.batch_first, self.reverse = cell, batch_first, reverse
         self.checkpoint: Checkpoint = checkpoint
