@@ -17,7 +17,7 @@ import tinytape as tt
 from random_lines import BINARY, UNARY
 from scanning import Leaves, assert_like_eager, by_numpy, needs_numba
 from tinytape import nn
-from tinytape.compile import attempt
+from tinytape.compile import attempt, trace
 from tinytape.engine.tree import flatten
 
 T, B, I, H = 6, 4, 3, 5  # steps, batch rows, input and hidden width
@@ -455,6 +455,21 @@ def test_random_numbers_of_others_are_drawn_in_each_step(f, seed):
     np.testing.assert_array_equal(run(), plain)
     with pytest.raises(tt.InputError, match="draws random numbers"):
         run(compiled=True)
+
+
+def test_random_numbers_that_another_thread_draws_are_its_own():
+    """As if it drew while the step is traced for the first time."""
+    plain, first = trace._results, iter([True])
+
+    def meanwhile(*args):
+        if next(first, False):
+            np.random.rand()
+        return plain(*args)
+
+    with mock.patch.object(trace, "_results", meanwhile):
+        h, _ = tt.scan(lambda h, x: (2.0 * h, None), np.ones((B, H)), np.ones((3, B, H)), compiled=True)
+    assert next(first, None) is None
+    np.testing.assert_array_equal(h.numpy(), 8.0)
 
 
 def test_a_step_that_counts_runs_step_by_step():

@@ -33,7 +33,7 @@ from .plain import Plain, Rows
 from .program import Program, topological
 from .recipes import Invariants
 from .run import Compiled, Run
-from .trace import Key, NotLowerable, Traced, name_of, trace
+from .trace import Drawn, Key, NotLowerable, Traced, name_of, trace
 
 __all__ = ["Plan", "Ready", "attempt", "explain", "plan_for", "price", "refuse", "tell"]
 
@@ -247,7 +247,7 @@ def plan_for(
                 break
         else:
             plan = NotLowerable("it changes what it takes from outside, which a trace sees once: put that in the carry")
-        if isinstance(plan, NotLowerable) or plan.reusable:
+        if plan.reusable if isinstance(plan, Plan) else not isinstance(plan, Drawn):
             _plans[captures.key, *form] = plan
             while len(_plans) > MOST:
                 _plans.popitem(last=False)
@@ -308,9 +308,12 @@ def _make(
     wanted = [x.node is not None and recording for x in inputs]
     wanted_carry = [recording and x.dtype.kind == "f" for x in carries]
     likely, *others = readings([x.shape for x in carries], [x.shape[1:] for x in inputs])
+    start, shared, generators = unflatten(init, carries), likely[1], captures.generators
     try:
-        start = unflatten(init, carries)
-        traced = trace(f, start, first, wanted_carry, wanted, recording, likely[1], captures.generators)
+        try:
+            traced = trace(f, start, first, wanted_carry, wanted, recording, shared, generators)
+        except Drawn:  # by another thread perhaps
+            traced = trace(f, start, first, wanted_carry, wanted, recording, shared, generators)
     except NotLowerable as reason:
         return reason
     if (

@@ -31,6 +31,13 @@ class NotLowerable(Exception):
         self.reason, self.source, self.raised = reason, source, raised and type(raised)
 
 
+class Drawn(NotLowerable):
+    """Random numbers were drawn in a trace, by the step, or from NumPy's or Python's by another thread meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__("it draws random numbers in each step: draw them before, and pass them in xs")
+
+
 class Call(NamedTuple):
     """One call of an op. Arguments and results are keys of values, numbers, or arrays."""
 
@@ -244,7 +251,7 @@ def _tracing(tape: Trace, generators: Sequence[Any]) -> Generator[None]:
         with enable_grad(), put_back(generators) as others:
             yield
         if drawn or others:
-            raise NotLowerable("it draws random numbers in each step: draw them before, and pass them in xs")
+            raise Drawn
     finally:  # the loop that runs instead draws what it would have drawn
         context.tape, context.drawn, context.step = was
         for generator, state in drawn.items():
