@@ -531,6 +531,17 @@ def test_a_step_is_traced_once_for_all_runs():
     assert traced.call_count == 1
 
 
+def test_a_step_that_draws_is_traced_once():
+    def f(h, x):
+        return nn.functional.dropout(h, 0.5), None
+
+    attempt._plans.clear()
+    with mock.patch.object(attempt, "trace", wraps=attempt.trace) as traced:
+        for _ in range(3):
+            tt.scan(f, np.ones((B, H)), np.ones((T, B, H)))
+    assert traced.call_count == 1
+
+
 def test_a_changed_number_from_outside_is_seen():
     w, scale = tt.tensor(np.eye(H), requires_grad=True), 2.0
 

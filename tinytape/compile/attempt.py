@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,7 +25,7 @@ from ..recompute import keeps_calls, replay
 from .cache import announced
 from .captures import Captures, look_through
 from .checkpointed import Checkpointed, plan_of
-from .explain import Explanation
+from .explain import Explanation, flops
 from .leaves import Leaves, readings
 from .lower import lower
 from .plain import Plain, Rows
@@ -337,8 +336,7 @@ def _make(
 
 def _work(program: Program) -> int:
     """How many times the loops of a step go round."""
-    found = topological(program.roots())
-    return sum(math.prod(v.space) if v.kind == "reduce" else v.size for v in found if v.kind in ("map", "reduce"))
+    return sum(flops(v) for v in topological(program.roots()) if v.kind in ("map", "reduce"))
 
 
 def _title(f: Any) -> str:

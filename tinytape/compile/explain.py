@@ -18,7 +18,7 @@ from .loops import Half, Nest, Stage
 from .program import Ref, Value
 from .schedule import Schedule
 
-__all__ = ["Explanation"]
+__all__ = ["Explanation", "flops"]
 
 
 @dataclass(eq=False)
@@ -51,14 +51,14 @@ class Explanation:
 
     @property
     def forward_flops(self) -> int:
-        return 0 if self.plan is None else sum(map(_flops, self.plan.phases.forward))
+        return 0 if self.plan is None else sum(map(flops, self.plan.phases.forward))
 
     @property
     def backward_flops(self) -> int:
         if self.plan is None:
             return 0
         phases = self.plan.phases
-        return sum(map(_flops, (*phases.again, *phases.adjoint, *phases.sums)))
+        return sum(map(flops, (*phases.again, *phases.adjoint, *phases.sums)))
 
     @property
     def numpy(self) -> str:
@@ -92,7 +92,8 @@ def _kept(plan: Schedule) -> list[Value]:
     return list(dict.fromkeys([*plan.phases.kept, *histories]))
 
 
-def _flops(value: Value) -> int:
+def flops(value: Value) -> int:
+    """Floating-point operations of a value, for a step and row."""
     if value.kind == "product":
         return 2 * value.size * value.args[0].shape[-1]
     if value.kind == "outer":

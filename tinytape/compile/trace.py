@@ -32,10 +32,10 @@ class NotLowerable(Exception):
 
 
 class Drawn(NotLowerable):
-    """Random numbers were drawn in a trace, by the step, or from NumPy's or Python's by another thread meanwhile."""
+    """NumPy's or Python's random numbers were drawn in a trace, by the step or by another thread meanwhile."""
 
-    def __init__(self) -> None:
-        super().__init__("it draws random numbers in each step: draw them before, and pass them in xs")
+
+_DRAWS = "it draws random numbers in each step: draw them before, and pass them in xs"
 
 
 class Call(NamedTuple):
@@ -250,8 +250,10 @@ def _tracing(tape: Trace, generators: Sequence[Any]) -> Generator[None]:
     try:
         with enable_grad(), put_back(generators) as others:
             yield
-        if drawn or others:
-            raise Drawn
+        if drawn:
+            raise NotLowerable(_DRAWS)
+        if others:
+            raise Drawn(_DRAWS)
     finally:  # the loop that runs instead draws what it would have drawn
         context.tape, context.drawn, context.step = was
         for generator, state in drawn.items():
